@@ -1,0 +1,1 @@
+"""Hydra YAML, the only place where names are chosen and combined. A package, so that wheels carry it."""

@@ -1,0 +1,1 @@
+"""The library: nouns, training, generation, measuring, statistics, reports. Knows no recipe, probe or model by name."""

@@ -1,0 +1,1 @@
+"""Scorers: named, versioned functions from a sample and its response to a score."""
