@@ -188,8 +188,8 @@ class _Upcast(torch.nn.Module):
     def forward(self, stored: Tensor) -> Tensor:
         return stored.to(self.dtype)
 
-    def right_inverse(self, weight: Tensor) -> Tensor:
-        return weight.to(torch.bfloat16)
+    def right_inverse(self, stored: Tensor) -> Tensor:
+        return stored
 
 
 def load_4bit(spec: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
@@ -222,8 +222,9 @@ def _store_embeddings_in_bf16(model: PreTrainedModel, dtype: torch.dtype) -> Non
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     tied = head is not None and head.weight is embedding.weight
     for module in [embedding] if head is None else [embedding, head]:
+        module.weight.requires_grad_(False)
+        module.weight.data = module.weight.data.to(torch.bfloat16)
         parametrize.register_parametrization(module, "weight", _Upcast(dtype), unsafe=True)
-        module.parametrizations.weight.original.requires_grad_(False)
     if tied:
         head.parametrizations.weight.original = embedding.parametrizations.weight.original
 
@@ -251,7 +252,7 @@ def dequantised(spec: ModelConfig, quantised: PreTrainedModel, dtype: torch.dtyp
     state: dict[str, Tensor] = {}
     for name, module in quantised.named_modules():
         weight = getattr(module, "weight", None)
-        if weight is None:
+        if weight is None or ".parametrizations" in name:
             continue
         packed = getattr(weight, "quant_state", None)
         value = weight if packed is None else bnb.dequantize_4bit(weight.data, packed)
