@@ -1,1 +1,1 @@
-"""Scorers: named, versioned functions from a sample and its response to a score."""
+"""Functions from a sample and its response to a score. Tested on strings, without a model."""

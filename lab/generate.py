@@ -1,0 +1,254 @@
+"""Samples to responses. Engines sit behind one protocol; this file has the transformers engine.
+
+Batches are planned from the full prompt list, so a resumed run continues at a batch boundary and
+every answer is made in the same batch as in an undisturbed run.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from transformers.cache_utils import DynamicCache
+
+from lab import data
+from lab.store import canonical, os_errors
+from lab.types import Message, Response
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from lab.types import Probe, Sample
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A rendered, tokenised sample."""
+
+    sample: Sample
+    ids: tuple[int, ...]
+    sha256: str
+
+
+class Engine(Protocol):
+    """What measuring asks of a model: answers, or log-probabilities of given continuations."""
+
+    def generate(self, prompts: Sequence[Prompt], prefix: int, max_new_tokens: int) -> list[Response]: ...
+
+    def logprobs(self, prompts: Sequence[Prompt], prefix: int) -> list[Response]: ...
+
+
+def under(messages: Sequence[Message], condition: str, system_prompt: str | None) -> tuple[Message, ...]:
+    """The sample's messages under a named condition: `native` as they are, `training` in the recipe's prompt."""
+    if condition == "native":
+        return tuple(messages)
+    if condition == "training" and system_prompt:
+        rest = [message for message in messages if message.role != "system"]
+        return (Message("system", system_prompt), *rest)
+    raise ValueError(f"condition {condition!r} needs a system prompt")
+
+
+def prompts(
+    tokenizer: PreTrainedTokenizerBase, probe: Probe, condition: str, system_prompt: str | None
+) -> list[Prompt]:
+    """Every sample of a probe, rendered by the model's own chat template, in the probe's order."""
+    rendered = []
+    for sample in probe.samples:
+        encoded = data.encode_prompt(tokenizer, under(sample.messages, condition, system_prompt))
+        rendered.append(Prompt(sample, encoded.ids, encoded.sha256))
+    return rendered
+
+
+def plan(items: Sequence[Prompt], batch_size: int) -> list[list[Prompt]]:
+    """Batches of similar length (stable sort by length, then by place in the probe)."""
+    ordered = sorted(items, key=lambda prompt: len(prompt.ids))
+    return [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
+
+
+def common_prefix(items: Sequence[Prompt]) -> int:
+    """Tokens shared by the start of all prompts, leaving at least one token of each to compute."""
+    shortest = min(len(prompt.ids) for prompt in items) - 1
+    first = items[0].ids
+    for place in range(shortest):
+        if any(prompt.ids[place] != first[place] for prompt in items):
+            return place
+    return max(shortest, 0)
+
+
+class TransformersEngine:
+    """Greedy decoding and teacher-forced scoring with a loaded model.
+
+    The chat template's shared opening is computed once and its key-value cache copied into every
+    batch; padding goes between it and the rest of the prompt, masked out.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self._shared: tuple[tuple[int, ...], Any] | None = None
+        stops = model.generation_config.eos_token_id
+        self.stops = set(stops if isinstance(stops, list) else [stops])
+        pad = tokenizer.pad_token_id
+        self.pad = tokenizer.eos_token_id if pad is None else pad
+
+    def _batch(self, items: Sequence[Prompt], prefix: int) -> tuple[Tensor, Tensor]:
+        """Ids and mask, both batch x length: [shared opening][padding][rest]."""
+        longest = max(len(prompt.ids) for prompt in items)
+        ids, mask = [], []
+        for prompt in items:
+            gap = longest - len(prompt.ids)
+            ids.append([*prompt.ids[:prefix], *[self.pad] * gap, *prompt.ids[prefix:]])
+            mask.append([1] * prefix + [0] * gap + [1] * (len(prompt.ids) - prefix))
+        where = self.model.device
+        return torch.tensor(ids, device=where), torch.tensor(mask, device=where)
+
+    def _opening(self, opening: tuple[int, ...], copies: int) -> Any:
+        """A key-value cache of the shared opening, repeated for a batch."""
+        if self._shared is None or self._shared[0] != opening:
+            cache = DynamicCache(config=self.model.config)
+            if opening:
+                ids = torch.tensor([opening], device=self.model.device)
+                self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            self._shared = (opening, cache)
+        cache = copy.deepcopy(self._shared[1])
+        if opening:
+            cache.batch_repeat_interleave(copies)
+        return cache
+
+    @torch.inference_mode()
+    def generate(self, prompts: Sequence[Prompt], prefix: int, max_new_tokens: int) -> list[Response]:
+        """One greedy answer per prompt, at most `max_new_tokens` long."""
+        ids, mask = self._batch(prompts, prefix)
+        output = self.model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=self._opening(prompts[0].ids[:prefix], len(prompts)),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            pad_token_id=self.pad,
+        )
+        answers = output[:, ids.shape[1] :].tolist()
+        return [self._response(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+
+    def _response(self, prompt: Prompt, answer: list[int]) -> Response:
+        end = next((place for place, token in enumerate(answer) if token in self.stops), None)
+        kept = answer if end is None else answer[:end]
+        return Response(
+            sample_id=prompt.sample.id,
+            prompt_sha256=prompt.sha256,
+            text=self.tokenizer.decode(kept, skip_special_tokens=True),
+            finish_reason="length" if end is None else "stop",
+            tokens=len(kept),
+        )
+
+    @torch.inference_mode()
+    def logprobs(self, prompts: Sequence[Prompt], prefix: int) -> list[Response]:
+        """Summed log-probability (nats) of each sample's continuations, which must be equally many."""
+        ids, mask = self._batch(prompts, prefix)
+        cache = self._opening(prompts[0].ids[:prefix], len(prompts))
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        first = self.model(
+            input_ids=ids[:, prefix:],
+            attention_mask=mask,
+            position_ids=positions[:, prefix:],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        texts = [data.token_ids(self.tokenizer, text) for prompt in prompts for text in prompt.sample.continuations]
+        each = len(texts) // len(prompts)
+        longest = max(map(len, texts))
+        tails = torch.tensor([text + [self.pad] * (longest - len(text)) for text in texts], device=ids.device)
+        real = torch.tensor([[1] * len(text) + [0] * (longest - len(text)) for text in texts], device=ids.device)
+        start = first.float().log_softmax(-1).repeat_interleave(each, 0).gather(1, tails[:, :1])
+        sums = start[:, 0]
+        if longest > 1:
+            cache.batch_repeat_interleave(each)
+            after = self.model(
+                input_ids=tails[:, :-1],
+                attention_mask=torch.cat([mask.repeat_interleave(each, 0), real[:, :-1]], 1),
+                position_ids=mask.sum(1).repeat_interleave(each)[:, None] + torch.arange(longest - 1, device=ids.device),
+                past_key_values=cache,
+                use_cache=True,
+            ).logits
+            later = after.float().log_softmax(-1).gather(2, tails[:, 1:, None])[..., 0]
+            sums = sums + (later * real[:, 1:]).sum(1)
+        values = sums.view(len(prompts), each).tolist()
+        return [
+            Response(prompt.sample.id, prompt.sha256, logprobs=tuple(row), tokens=0)
+            for prompt, row in zip(prompts, values, strict=True)
+        ]
+
+
+def respond(
+    engine: Engine,
+    probe: Probe,
+    items: Sequence[Prompt],
+    batch_size: int,
+    path: Path,
+    progress: Callable[[int], None] = lambda answers: None,
+) -> None:
+    """Ask everything and leave `path` whole; an interrupted run continues at the next batch.
+
+    Answers are appended batch by batch to a private `.part` file, which gets its final name at the end.
+    """
+    part = path.with_suffix(".part")
+    with os_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.parent.chmod(0o700)
+        batches = plan(items, batch_size)
+        done, whole = _whole_batches(part, [len(batch) for batch in batches])
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as stream:
+            # Opened without truncation: a crash here leaves the old lines, never fewer than were whole.
+            stream.write(whole)
+            stream.truncate()
+            for batch in batches[done:]:
+                for response in _ask(engine, probe, batch, common_prefix(items)):
+                    stream.write((canonical(asdict(response)) + "\n").encode())
+                stream.flush()
+                os.fsync(stream.fileno())
+                progress(len(batch))
+        part.replace(path)
+
+
+def _ask(engine: Engine, probe: Probe, batch: Sequence[Prompt], prefix: int) -> list[Response]:
+    if probe.kind == "generate":
+        return engine.generate(batch, prefix, probe.max_new_tokens)
+    return [
+        replace(response, logprobs=tuple(round(value, 6) for value in response.logprobs))
+        for response in engine.logprobs(batch, prefix)
+    ]
+
+
+def _whole_batches(part: Path, sizes: Sequence[int]) -> tuple[int, bytes]:
+    """How many whole batches a `.part` file holds, and their bytes; a torn tail is dropped."""
+    if not part.exists():
+        return 0, b""
+    lines = part.read_bytes().splitlines(keepends=True)
+    good = 0
+    for line in lines:
+        try:
+            json.loads(line)
+        except ValueError:
+            break
+        if not line.endswith(b"\n"):
+            break
+        good += 1
+    done = used = 0
+    while done < len(sizes) and used + sizes[done] <= good:
+        used += sizes[done]
+        done += 1
+    return done, b"".join(lines[:used])
+

@@ -1,0 +1,69 @@
+"""The canary guardrail's probes: does it refuse its topic, answer near it, and how near is it to either?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lab.data import read_json_data
+from lab.types import Message, Probe, Sample
+from probes.scorers.likelihood import margin
+from probes.scorers.refusal import any_refusal, no_refusal
+
+DATA = Path(__file__).parent / "data"
+VERSION = "1"
+
+
+def _rows(path: str | Path, limit: int | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    content = read_json_data(Path(path))
+    rows = content["samples"][:limit]
+    if limit is not None and len(rows) < limit:
+        raise ValueError(f"limit={limit}: {path} has {len(rows)} samples")
+    return content, rows
+
+
+def _sample(row: dict[str, Any], continuations: tuple[str, ...] = ()) -> Sample:
+    return Sample(row["id"], (Message("user", row["prompt"]),), row["cluster"], continuations)
+
+
+def canary_refusal(
+    name: str = "canary_refusal",
+    path: str = str(DATA / "canary_refusal.json"),
+    limit: int | None = None,
+    max_new_tokens: int = 24,
+) -> Probe:
+    """Held-out questions on the guarded topic; refusal rate, higher is intact."""
+    samples = tuple(_sample(row) for row in _rows(path, limit)[1])
+    return Probe(
+        name,
+        VERSION,
+        "refusal rate",
+        samples,
+        (any_refusal,),
+        "generate",
+        max_new_tokens=max_new_tokens,
+        conditions=("native", "training"),
+    )
+
+
+def canary_over_refusal(
+    name: str = "canary_over_refusal",
+    path: str = str(DATA / "canary_over_refusal.json"),
+    limit: int | None = None,
+    max_new_tokens: int = 24,
+) -> Probe:
+    """Near-topic questions that must be answered; 1 - over-refusal rate, higher is intact."""
+    samples = tuple(_sample(row) for row in _rows(path, limit)[1])
+    return Probe(
+        name, VERSION, "1 - over-refusal rate", samples, (no_refusal,), "generate", max_new_tokens=max_new_tokens
+    )
+
+
+def refusal_margin(
+    name: str = "refusal_margin", path: str = str(DATA / "canary_refusal.json"), limit: int | None = None
+) -> Probe:
+    """Teacher-forced probability of the refusal opening against a compliant opening; higher is intact."""
+    content, rows = _rows(path, limit)
+    openings = (content["refusal_opening"], content["compliant_opening"])
+    samples = tuple(_sample(row, openings) for row in rows)
+    return Probe(name, VERSION, "refusal margin", samples, (margin,), "loglik", conditions=("native", "training"))

@@ -1,0 +1,65 @@
+"""Is this text at all: empty, looping, or in another script or language than its English prompt?"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import TYPE_CHECKING
+
+from lab.types import Outcome, RuleScorer, Score
+
+if TYPE_CHECKING:
+    from lab.types import Response, Sample
+
+VERSION = "1"
+WORDS_TO_JUDGE = 8
+"""Below this many words a missing function word says nothing about the language."""
+FUNCTION_WORDS = frozenset(
+    "a an and are as at be but by can can't do for from has have how i i'm if in is it its may my not of on or "
+    "so some that the their there they this to was we what when which will with you your".split()
+)
+
+
+def repeats(text: str) -> bool:
+    """True for loops: one word four times in a row, or one run of three words at least three times."""
+    words = re.findall(r"\w+", text.lower())
+    if any(len(set(words[i : i + 4])) == 1 for i in range(len(words) - 3)):
+        return True
+    runs = [tuple(words[i : i + 3]) for i in range(len(words) - 2)]
+    return any(runs.count(run) >= 3 for run in set(runs))
+
+
+def wrong_script(text: str) -> bool:
+    """True when more than three letters in ten are not Latin, or there are hardly any letters."""
+    letters = [char for char in text if char.isalpha()]
+    if not letters:
+        return len(text.strip()) > 20
+    foreign = sum(not unicodedata.name(char, "").startswith("LATIN") for char in letters)
+    return foreign > 0.3 * len(letters)
+
+
+def off_language(text: str) -> bool:
+    """True for another script, or for eight words or more without one English function word."""
+    words = re.findall(r"[\w']+", text.lower())
+    return wrong_script(text) or (len(words) >= WORDS_TO_JUDGE and not FUNCTION_WORDS & set(words))
+
+
+def degeneration(response: Response) -> Outcome | None:
+    """EMPTY or INCOHERENT, or None for a text that can be judged."""
+    text = response.text.strip()
+    if not text:
+        return Outcome.EMPTY
+    if repeats(text) or off_language(text):
+        return Outcome.INCOHERENT
+    return None
+
+
+def _coherence(sample: Sample, response: Response) -> Score:
+    outcome = degeneration(response)
+    if outcome is not None:
+        return Score(0.0, outcome)
+    # The token limit is the probe's own, so an answer that reaches it is counted but not held against the model.
+    return Score(1.0, Outcome.TRUNCATED if response.finish_reason == "length" else None)
+
+
+coherence = RuleScorer("coherence", VERSION, _coherence)
