@@ -128,3 +128,56 @@ def test_make_with_an_unfit_python_says_so_in_one_line(root: Path, tmp_path: Pat
         f"error: Python 3.11 or newer is needed, and 'false' is not; run: make PYTHON=python3.11 {target}"
     ]
     assert not (tmp_path / "venv").exists()
+
+
+WITHOUT_TORCH = """
+import sys
+class Absent:  # None in sys.modules would do, but scipy looks there for torch
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {heavy}:
+            raise ModuleNotFoundError(f"{{name}} is not installed", name=name)
+sys.meta_path.insert(0, Absent())
+try:
+    import torch
+except ModuleNotFoundError:
+    pass
+else:
+    sys.exit("torch could be imported: this test tests nothing")
+from dataclasses import asdict
+from pathlib import Path
+import lab.report
+from lab import curve, store
+from lab.types import Cell, Checkpoint, Record
+
+cells, checkpoints, records = [], {{}}, []
+for seed in (0, 1):
+    cell = Cell(f"cell{{seed}}", "tiny", "lora", "contrary", "none", seed)
+    cells.append({{**asdict(cell), "tier": "adversarial"}})
+    ladder = [
+        Checkpoint(dose, 4 * dose, 4 * dose, dose / 8, 99 * dose, 9 * dose, 1e9 * dose, 1e-4 * dose,
+                   3.0 - dose / 4, float(dose), f"{{seed}}-{{dose}}")
+        for dose in (0, 1, 4)
+    ]
+    checkpoints[cell.id] = [asdict(each) for each in ladder]
+    for dose, refused in ((0, 20), (1, 15), (4, 3)):
+        records += [
+            asdict(Record(cell.id, dose, "refusal", "native", f"s{{i}}", "", "refusal" if i < refused else
+                   "compliance", float(i < refused), None, "rules", "1", f"p{{i}}", f"r{{i}}", 9))
+            for i in range(20)
+        ]
+path = Path("records.parquet")
+store.write_records(path, records)
+curves = curve.build(
+    store.read_records(path), cells, checkpoints=checkpoints, base_cells={{}}, resamples=50,
+    probes={{"refusal": {{"metric": "refusal rate", "floor": 0.0}}}},
+)
+text = curve.to_json(curves, {{"name": "toy", "cells": cells}})
+curves, header = curve.from_json(text)
+{report}
+print([point.value for point in curves[0].points])
+"""
+
+
+def test_records_become_a_report_without_torch(tmp_path: Path) -> None:
+    printed = _python(WITHOUT_TORCH.format(heavy=HEAVY, report=""), tmp_path)
+    assert printed.splitlines()[-1] == "[1.0, 0.75, 0.15]"
