@@ -59,14 +59,14 @@ def build(
     for group in _groups(cells, base_cells):
         ids = [cell["id"] for cell in group]
         bases = list(dict.fromkeys(base_cells.get(cell_id, cell_id) for cell_id in ids))
-        trained = records.filter(pl.col("cell").is_in(ids))
+        evidence = records.filter(pl.col("cell").is_in(ids + bases))
+        trained = evidence.filter(pl.col("cell").is_in(ids))
         ladder = _ladder(trained, [checkpoints.get(cell_id, ()) for cell_id in ids], unit)
         series = trained.select("probe", "condition", "scorer").unique(maintain_order=True)
         for probe, condition, scorer in series.iter_rows():
             if probe not in probes:
                 raise IntegrityError(f"records hold probe {probe!r}, whose metric and floor are not given")
-            mine = records.filter(
-                pl.col("cell").is_in(ids + bases),
+            mine = evidence.filter(
                 pl.col("probe") == probe,
                 pl.col("condition") == condition,
                 pl.col("scorer") == scorer,
@@ -139,8 +139,7 @@ def _curve(
     floor, first = float(probe["floor"]), group[0]
     start = None if np.isnan(block.scores[0]).all() else float(np.nanmean(block.scores[0]))
     points = tuple(
-        _point(i, dose, mine, block, start, floor, settings.level, other_units[dose])
-        for i, dose in enumerate(ladder)
+        _point(i, dose, mine, block, start, floor, settings.level, other_units[dose]) for i, dose in enumerate(ladder)
     )
     choices: dict[str, Any] = {
         "clusters": block.clusters,
@@ -169,8 +168,7 @@ def _curve(
         half_life=stats.half_life(ladder, block.scores, floor, **choices),
         dose_to_drop=stats.dose_to_drop(ladder, block.scores, floor=floor, **choices),
         violations=tuple(
-            f"dose {rise.dose:g} to {rise.next_dose:g}: rises by {rise.rise:.3f}"
-            for rise in stats.rises(ladder, means)
+            f"dose {rise.dose:g} to {rise.next_dose:g}: rises by {rise.rise:.3f}" for rise in stats.rises(ladder, means)
         ),
     )
 
@@ -208,8 +206,7 @@ def _point(
         worst=limits.low if limits else None,
         best=limits.high if limits else None,
         seeds=tuple(
-            float(np.nanmean(row)) if known.any() else None
-            for row, known in zip(block.scores[i], scored, strict=True)
+            float(np.nanmean(row)) if known.any() else None for row, known in zip(block.scores[i], scored, strict=True)
         ),
         retention=retention,
         outcomes=dict(sorted(outcomes.items())),

@@ -52,9 +52,7 @@ def controls(
     return found
 
 
-def _flat(
-    place: str, ids: Sequence[str], records: pl.DataFrame | None, base_cells: Mapping[str, str]
-) -> Control:
+def _flat(place: str, ids: Sequence[str], records: pl.DataFrame | None, base_cells: Mapping[str, str]) -> Control:
     name, kind = f"unchanged without training: {place}", "negative"
     if records is None:
         return _control(name, kind, None, "no records were given")
@@ -78,26 +76,32 @@ def _flat(
 
 
 def _trained(place: str, ladders: Mapping[str, Rows]) -> Control:
-    """Loss fell from the first to the last checkpoint that has one, and the adapter moved."""
+    """Loss fell from the first to the last checkpoint that has one, and every adapter moved.
+
+    Losses are of single steps, hence noisy: their means over seeds are compared.
+    """
     name, kind = f"training happened: {place}", "positive"
-    fell, unknown, details = True, False, []
+    first, last, norms, still = [], [], [], 0
     for ladder in ladders.values():
         losses = [float(row["loss"]) for row in ladder if row["loss"] is not None]
-        if len(losses) < 2 or not ladder:
-            unknown = True
-            details.append("fewer than two checkpoints with a loss")
+        if len(losses) < 2:
             continue
+        first.append(losses[0])
+        last.append(losses[-1])
+        norms.append(float(ladder[-1]["adapter_norm"]))
         start = [row["adapter_sha256"] for row in ladder if _step(row) == 0]
-        norm = float(ladder[-1]["adapter_norm"])
-        moved = math.isfinite(norm) and norm > 0 and ladder[-1]["adapter_sha256"] not in start
-        fell &= losses[-1] < losses[0] and moved
-        details.append(
-            f"loss {losses[0]:.3f} to {losses[-1]:.3f}, adapter norm {norm:.3g}"
-            + ("" if moved else ", adapter unchanged")
-        )
-    if not fell:
-        return _control(name, kind, False, "; ".join(details))
-    return _control(name, kind, None if unknown else True, "; ".join(details))
+        still += not (math.isfinite(norms[-1]) and norms[-1] > 0) or ladder[-1]["adapter_sha256"] in start
+    if not norms:
+        return _control(name, kind, None, "no seed has two checkpoints with a loss")
+    before, after = sum(first) / len(first), sum(last) / len(last)
+    detail = f"mean loss {before:.3f} to {after:.3f}, smallest adapter norm {min(norms):.3g}, {len(norms)} seeds"
+    if still:
+        detail += f"; {still} adapters did not change"
+    if after >= before or still:
+        return _control(name, kind, False, detail)
+    if len(norms) < len(ladders):
+        return _control(name, kind, None, f"{detail}; {len(ladders) - len(norms)} seeds lack losses")
+    return _control(name, kind, True, detail)
 
 
 def _seeds_differ(place: str, ladders: Mapping[str, Rows]) -> Control:
@@ -105,20 +109,14 @@ def _seeds_differ(place: str, ladders: Mapping[str, Rows]) -> Control:
     last = [ladder[-1]["adapter_sha256"] for ladder in ladders.values() if ladder]
     if len(last) < 2:
         return _control(name, kind, None, "fewer than two seeds have checkpoints")
-    return _control(
-        name, kind, len(set(last)) == len(last), f"{len(set(last))} adapters from {len(last)} seeds"
-    )
+    return _control(name, kind, len(set(last)) == len(last), f"{len(set(last))} adapters from {len(last)} seeds")
 
 
 def _eroded(curves: Sequence[Curve]) -> list[Control]:
     """One per adversarial group with a refusal rate, on its headline (first) curve."""
     headline: dict[tuple[str, ...], Curve] = {}
     for curve in curves:
-        if (
-            curve.tier == Tier.ADVERSARIAL.value
-            and curve.defense == "none"
-            and curve.metric == "refusal rate"
-        ):
+        if curve.tier == Tier.ADVERSARIAL.value and curve.defense == "none" and curve.metric == "refusal rate":
             headline.setdefault((curve.model, curve.adapter, curve.recipe), curve)
     found = []
     for place, curve in headline.items():

@@ -52,9 +52,7 @@ def from_json(text: str) -> tuple[list[Curve], dict[str, Any]]:
     try:
         document = json.loads(text, parse_constant=_refuse)
     except ValueError as error:
-        raise IntegrityError(
-            f"curves.json is not valid JSON ({error}): build it again from the records"
-        ) from None
+        raise IntegrityError(f"curves.json is not valid JSON ({error}): build it again from the records") from None
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         raise IntegrityError(f"curves.json does not say schema {SCHEMA!r}: build it again with this version")
     expected = {"schema", "curves", *HEADER}
@@ -75,15 +73,11 @@ def _parse(hint: Any, value: Any, where: str) -> Any:
     """`value` as the annotated type `hint`, or IntegrityError."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return (
-            None if value is None else _parse(next(a for a in arguments if a is not type(None)), value, where)
-        )
+        return None if value is None else _parse(next(a for a in arguments if a is not type(None)), value, where)
     if is_dataclass(hint) and isinstance(hint, type) and isinstance(value, dict):
         names = {field.name for field in fields(hint)}
         for key in sorted(names ^ set(value)):
-            raise IntegrityError(
-                f"curves.json: {where} {'lacks' if key in names else 'has the unknown'} key {key!r}"
-            )
+            raise IntegrityError(f"curves.json: {where} {'lacks' if key in names else 'has the unknown'} key {key!r}")
         hints = get_type_hints(hint)
         return hint(**{key: _parse(hints[key], value[key], f"{where}.{key}") for key in value})
     if origin is tuple and isinstance(value, list):
@@ -92,12 +86,7 @@ def _parse(hint: Any, value: Any, where: str) -> Any:
         return value
     if isinstance(origin, type) and issubclass(origin, Mapping) and isinstance(value, dict):
         return {key: _parse(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    if (
-        hint is float
-        and isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-    ):
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
     if hint in (int, str, bool) and type(value) is hint:
         return value

@@ -44,14 +44,14 @@ def matrices(
 
     `shared` is the one cell that holds dose 0 for all seeds, or None when each seed has its own.
     """
-    named = (
-        mine.select("sample", "cluster").unique("sample", keep="first", maintain_order=True).sort("sample")
-    )
+    named = mine.select("sample", "cluster").unique("sample", keep="first", maintain_order=True).sort("sample")
     column = {sample: i for i, sample in enumerate(named["sample"].to_list())}
     table: dict[tuple[str, int], NDArray[np.float64]] = {}
     for cell, dose, sample, score in mine.select("cell", "dose", "sample", "score").iter_rows():
-        row = table.setdefault((cell, dose), np.full(len(column), np.nan))
-        row[column[sample]] = np.nan if score is None else score
+        if (cell, dose) not in table:
+            table[cell, dose] = np.full(len(column), np.nan)
+        if score is not None:
+            table[cell, dose][column[sample]] = score
     empty = np.full(len(column), np.nan)
     scores, present, rows = [], [], []
     for dose in ladder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -144,9 +145,7 @@ def _why_undefined(sample: _Sample, floor: float, needed: float) -> str | None:
     return None
 
 
-def _estimate(
-    sample: _Sample, slope: float, intercept: float, level: float, resamples: int, seed: int
-) -> Crossing:
+def _estimate(sample: _Sample, slope: float, intercept: float, level: float, resamples: int, seed: int) -> Crossing:
     """Crossing of the level slope * m_0 + intercept."""
     means = sample.point()
     found = crossing(sample.doses, means, slope * float(means[0]) + intercept)
@@ -158,23 +157,19 @@ def _estimate(
     if found is None:
         return Crossing("beyond", low=_finite(low), provisional=sample.provisional)
     dose, before, after = found
-    return Crossing(
-        "within", dose, min(low, before), _finite(max(high, after)), provisional=sample.provisional
-    )
+    return Crossing("within", dose, min(low, before), _finite(max(high, after)), provisional=sample.provisional)
 
 
 def _bootstrap(sample: _Sample, slope: float, intercept: float, resamples: int, seed: int) -> Floats:
     """Crossing dose of each draw, inf beyond the ladder; draws without a dose-0 score are left out."""
-    generator = np.random.default_rng(seed)
     _, seeds, clusters = sample.sums.shape
-    seed_weights = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples)
-    cluster_weights = generator.multinomial(clusters, np.full(clusters, 1 / clusters), size=resamples)
-    means = sample.means(seed_weights.astype(np.float64), cluster_weights.astype(np.float64))
+    means = sample.means(*_weights(seeds, clusters, resamples, seed))
     missing = np.isnan(means)
     x = np.log2(1 + sample.doses)
     doses = np.full(resamples, np.nan)
     # Ladders with holes give draws with holes: fit each pattern of holes on the rungs that it has.
-    for pattern in np.unique(missing, axis=0):
+    patterns = np.unique(missing, axis=0) if missing.any() else missing[:1]
+    for pattern in patterns:
         if pattern[0]:
             continue
         rows = (missing == pattern).all(axis=1)
@@ -182,6 +177,15 @@ def _bootstrap(sample: _Sample, slope: float, intercept: float, resamples: int, 
         target = slope * heights[:, 0] + intercept
         doses[rows] = 2 ** first_reach(x[~pattern], isotonic(heights), target) - 1
     return np.asarray(doses[~np.isnan(doses)])
+
+
+@lru_cache(maxsize=4)
+def _weights(seeds: int, clusters: int, resamples: int, seed: int) -> tuple[Floats, Floats]:
+    """How often each draw takes each seed and each cluster; the curves of a sweep share these draws."""
+    generator = np.random.default_rng(seed)
+    of_seeds = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples).astype(np.float64)
+    of_clusters = generator.multinomial(clusters, np.full(clusters, 1 / clusters), size=resamples)
+    return of_seeds, of_clusters.astype(np.float64)
 
 
 def _finite(value: float) -> float | None:

@@ -47,9 +47,7 @@ def rises(doses: ArrayLike, means: ArrayLike) -> tuple[Rise, ...]:
     """Every rise between neighbouring measured rungs; NaN means are skipped."""
     ladder, heights = np.asarray(doses, dtype=np.float64), np.asarray(means, dtype=np.float64)
     known = np.flatnonzero(~np.isnan(heights))
-    steps = [
-        Rise(float(ladder[i]), float(ladder[j]), float(heights[j] - heights[i])) for i, j in pairwise(known)
-    ]
+    steps = [Rise(float(ladder[i]), float(ladder[j]), float(heights[j] - heights[i])) for i, j in pairwise(known)]
     return tuple(step for step in steps if step.rise > REACHED)
 
 
