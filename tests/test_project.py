@@ -118,9 +118,7 @@ def test_make_help_names_every_target(root: Path) -> None:
 def test_make_with_an_unfit_python_says_so_in_one_line(root: Path, tmp_path: Path, target: str) -> None:
     command = ["make", "--silent", target, "PYTHON=false", f"VENV={tmp_path / 'venv'}"]
     # A parent `make test VENV=...` hands its own settings down in these.
-    env = {
-        name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
-    }
+    env = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=env)
     errors = [line for line in done.stderr.splitlines() if not line.startswith("make")]
     assert done.returncode == 2
