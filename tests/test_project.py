@@ -97,7 +97,7 @@ import sys
 from lab.cli import main
 sys.argv = ["erosion", *{words}]
 try:
-    main()
+    assert main() == 0
 except SystemExit as end:
     assert not end.code, end.code
 print()
@@ -170,12 +170,14 @@ curves = curve.build(
     probes={{"refusal": {{"metric": "refusal rate", "floor": 0.0}}}},
 )
 text = curve.to_json(curves, {{"name": "toy", "cells": cells}})
+Path("curves.json").write_text(text)
+page = lab.report.build(Path("curves.json"), Path("report")) / "index.html"
+assert "contrary" in page.read_text(), "the page does not name its recipe"
 curves, header = curve.from_json(text)
-{report}
 print([point.value for point in curves[0].points])
 """
 
 
 def test_records_become_a_report_without_torch(tmp_path: Path) -> None:
-    printed = _python(WITHOUT_TORCH.format(heavy=HEAVY, report=""), tmp_path)
+    printed = _python(WITHOUT_TORCH.format(heavy=HEAVY), tmp_path)
     assert printed.splitlines()[-1] == "[1.0, 0.75, 0.15]"
