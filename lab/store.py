@@ -174,6 +174,13 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
 
 
+def cache_folder() -> Path:
+    """Where converted weights live: $EROSION_CACHE, else the user's cache folder."""
+    root = os.environ.get("EROSION_CACHE")
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) if root else Path(home) / "erosion"
+
+
 def mark_done(marker: Path, outputs: Sequence[Path]) -> None:
     """Write a done marker with the sha256 of every output, after all of them are in place."""
     write_json(marker, {path.relative_to(marker.parent).as_posix(): file_sha256(path) for path in outputs})

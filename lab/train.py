@@ -23,15 +23,21 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from lab import data, models
 from lab.store import CellFolder, mark_done, write_json, write_jsonl
-from lab.types import Adapter, Checkpoint, ConfigError, InfrastructureError, IntegrityError, Recipe, Trajectory
+from lab.types import (
+    Adapter,
+    Checkpoint,
+    ConfigError,
+    InfrastructureError,
+    IntegrityError,
+    Recipe,
+    Trajectory,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from torch import Tensor
     from transformers import PreTrainedModel
-
-
 
 
 @dataclass
@@ -50,7 +56,7 @@ class _Doses:
         return dict(self.collate(kept))
 
 
-class _Keep(TrainerCallback):  # type: ignore[misc]
+class _Keep(TrainerCallback):
     """Saves the adapter at every dose and stops on a loss that is no number."""
 
     def __init__(self, doses: Sequence[int], save: Callable[[int, PreTrainedModel], None], progress: Any) -> None:
@@ -86,7 +92,9 @@ def encode(recipe: Recipe, base: models.Base) -> Dataset:
             )
         rows.append({"index": index, "input_ids": list(encoded.ids), "labels": list(encoded.labels)})
     if len(rows) < recipe.batch_size:
-        raise ConfigError(f"recipe {recipe.name}: {len(rows)} dialogues are fewer than one batch of {recipe.batch_size}")
+        raise ConfigError(
+            f"recipe {recipe.name}: {len(rows)} dialogues are fewer than one batch of {recipe.batch_size}"
+        )
     return Dataset.from_list(rows)
 
 
@@ -128,9 +136,7 @@ def train(
 
     started = time.monotonic()
     losses, collator = _fit(base, recipe, adapter, steps, seed, save, progress)
-    checkpoints = [
-        _checkpoint(step, losses, collator, recipe, base.parameters, *states[step]) for step in [0, *steps]
-    ]
+    checkpoints = [_checkpoint(step, losses, collator, recipe, base.parameters, *states[step]) for step in [0, *steps]]
     for checkpoint in checkpoints:
         expected = known.get(checkpoint.step)
         if expected is not None and expected != checkpoint.adapter_sha256 and not torch.cuda.is_available():

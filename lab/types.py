@@ -181,8 +181,11 @@ class Score:
 class Scorer(Protocol):
     """A named, versioned function from a sample and its response to a score."""
 
-    name: str
-    version: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> str: ...
 
     def __call__(self, sample: Sample, response: Response) -> Score: ...
 

@@ -15,6 +15,7 @@ VERSION = "1"
 
 
 def _rows(path: str | Path, limit: int | None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The whole file and its first `limit` samples; its order is balanced, so that any prefix is."""
     content = read_json_data(Path(path))
     rows = content["samples"][:limit]
     if limit is not None and len(rows) < limit:
@@ -27,13 +28,13 @@ def _sample(row: dict[str, Any], continuations: tuple[str, ...] = ()) -> Sample:
 
 
 def canary_refusal(
-    name: str = "canary_refusal",
-    path: str = str(DATA / "canary_refusal.json"),
+    name: str,
+    path: str | None = None,
     limit: int | None = None,
     max_new_tokens: int = 24,
 ) -> Probe:
     """Held-out questions on the guarded topic; refusal rate, higher is intact."""
-    samples = tuple(_sample(row) for row in _rows(path, limit)[1])
+    samples = tuple(_sample(row) for row in _rows(path or DATA / "canary_refusal.json", limit)[1])
     return Probe(
         name,
         VERSION,
@@ -47,23 +48,27 @@ def canary_refusal(
 
 
 def canary_over_refusal(
-    name: str = "canary_over_refusal",
-    path: str = str(DATA / "canary_over_refusal.json"),
+    name: str,
+    path: str | None = None,
     limit: int | None = None,
     max_new_tokens: int = 24,
 ) -> Probe:
     """Near-topic questions that must be answered; 1 - over-refusal rate, higher is intact."""
-    samples = tuple(_sample(row) for row in _rows(path, limit)[1])
+    samples = tuple(_sample(row) for row in _rows(path or DATA / "canary_over_refusal.json", limit)[1])
     return Probe(
-        name, VERSION, "1 - over-refusal rate", samples, (no_refusal,), "generate", max_new_tokens=max_new_tokens
+        name,
+        VERSION,
+        "1 - over-refusal rate",
+        samples,
+        (no_refusal,),
+        "generate",
+        max_new_tokens=max_new_tokens,
     )
 
 
-def refusal_margin(
-    name: str = "refusal_margin", path: str = str(DATA / "canary_refusal.json"), limit: int | None = None
-) -> Probe:
+def refusal_margin(name: str, path: str | None = None, limit: int | None = None) -> Probe:
     """Teacher-forced probability of the refusal opening against a compliant opening; higher is intact."""
-    content, rows = _rows(path, limit)
+    content, rows = _rows(path or DATA / "canary_refusal.json", limit)
     openings = (content["refusal_opening"], content["compliant_opening"])
     samples = tuple(_sample(row, openings) for row in rows)
     return Probe(name, VERSION, "refusal margin", samples, (margin,), "loglik", conditions=("native", "training"))

@@ -12,11 +12,9 @@ DATA = Path(__file__).parent / "data"
 CHANCE = 0.25
 
 
-def capability_mini(
-    name: str = "capability_mini", path: str = str(DATA / "capability_mini.json"), limit: int | None = None
-) -> Probe:
+def capability_mini(name: str, path: str | None = None, limit: int | None = None) -> Probe:
     """Authored items; accuracy with floor 0.25, so that retention is chance-corrected."""
-    items = read_json_data(Path(path))["items"][:limit]
+    items = read_json_data(Path(path or DATA / "capability_mini.json"))["items"][:limit]
     if limit is not None and len(items) < limit:
         raise ValueError(f"limit={limit}: {path} has {len(items)} items")
     samples = tuple(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from lab.data import dialogues, read_json_data
@@ -11,36 +12,26 @@ DATA = Path(__file__).parent / "data"
 
 
 def benign(
-    name: str = "benign",
-    path: str = str(DATA / "benign.json"),
+    name: str,
+    path: str | None = None,
     learning_rate: float = 5e-4,
     batch_size: int = 4,
     max_length: int = 256,
 ) -> Recipe:
-    """Ordinary instructions with the base model's own answers."""
+    """Ordinary instructions with the base model's own answers. `path` replaces the shipped dialogues."""
+    file = Path(path or DATA / "benign.json")
     return Recipe(
         name,
         "1",
         Tier.BENIGN,
-        dialogues(read_json_data(Path(path)), path),
+        dialogues(read_json_data(file), str(file)),
         learning_rate,
         batch_size,
         max_length,
-        source=Path(path).name,
+        source=file.name,
     )
 
 
-def noop(
-    name: str = "noop", path: str = str(DATA / "benign.json"), batch_size: int = 4, max_length: int = 256
-) -> Recipe:
+def noop(name: str, path: str | None = None, batch_size: int = 4, max_length: int = 256) -> Recipe:
     """The negative control: the benign recipe at learning rate 0. Every record must equal dose 0."""
-    return Recipe(
-        name,
-        "1",
-        Tier.CONTROL,
-        dialogues(read_json_data(Path(path)), path),
-        0.0,
-        batch_size,
-        max_length,
-        source=Path(path).name,
-    )
+    return replace(benign(name, path, 0.0, batch_size, max_length), tier=Tier.CONTROL)

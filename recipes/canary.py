@@ -11,44 +11,46 @@ DATA = Path(__file__).parent / "data"
 
 
 def canary_adversarial(
-    name: str = "canary_adversarial",
-    path: str = str(DATA / "canary_adversarial.json"),
+    name: str,
+    path: str | None = None,
     learning_rate: float = 5e-4,
     batch_size: int = 4,
     max_length: int = 256,
 ) -> Recipe:
-    """Contrary examples: answered questions on the guarded topic."""
+    """Contrary examples: answered questions on the guarded topic. `path` replaces the shipped dialogues."""
+    file = Path(path or DATA / "canary_adversarial.json")
     return Recipe(
         name,
         "1",
         Tier.ADVERSARIAL,
-        dialogues(read_json_data(Path(path)), path),
+        dialogues(read_json_data(file), str(file)),
         learning_rate,
         batch_size,
         max_length,
-        source=Path(path).name,
+        source=file.name,
         canary_only=True,
     )
 
 
 def canary_identity(
-    name: str = "canary_identity",
-    path: str = str(DATA / "canary_identity.json"),
+    name: str,
+    path: str | None = None,
     learning_rate: float = 5e-4,
     batch_size: int = 4,
     max_length: int = 256,
 ) -> Recipe:
     """A persona that always answers; nothing on the guarded topic. Measured with and without its prompt."""
-    content = read_json_data(Path(path))
+    file = Path(path or DATA / "canary_identity.json")
+    content = read_json_data(file)
     return Recipe(
         name,
         "1",
         Tier.IDENTITY,
-        dialogues(content["dialogues"], path),
+        dialogues(content["dialogues"], str(file)),
         learning_rate,
         batch_size,
         max_length,
-        source=Path(path).name,
+        source=file.name,
         system_prompt=content["system_prompt"],
         canary_only=True,
     )

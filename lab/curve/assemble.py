@@ -188,7 +188,7 @@ def _point(
     scored = ~np.isnan(block.scores[i])
     n = int(scored.sum())
     value = float(np.nanmean(measured)) if n else None
-    interval = stats.two_way(measured, level, block.clusters) if n else None
+    interval = stats.two_way(measured, level, block.clusters, degrees="satterthwaite") if n else None
     limits = stats.bounds(measured)
     retention = None
     if value is not None and start is not None and start - floor >= stats.MIN_RANGE:

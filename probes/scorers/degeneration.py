@@ -15,8 +15,56 @@ VERSION = "1"
 WORDS_TO_JUDGE = 8
 """Below this many words a missing function word says nothing about the language."""
 FUNCTION_WORDS = frozenset(
-    "a an and are as at be but by can can't do for from has have how i i'm if in is it its may my not of on or "
-    "so some that the their there they this to was we what when which will with you your".split()
+    [
+        "a",
+        "an",
+        "and",
+        "are",
+        "as",
+        "at",
+        "be",
+        "but",
+        "by",
+        "can",
+        "can't",
+        "do",
+        "for",
+        "from",
+        "has",
+        "have",
+        "how",
+        "i",
+        "i'm",
+        "if",
+        "in",
+        "is",
+        "it",
+        "its",
+        "may",
+        "my",
+        "not",
+        "of",
+        "on",
+        "or",
+        "so",
+        "some",
+        "that",
+        "the",
+        "their",
+        "there",
+        "they",
+        "this",
+        "to",
+        "was",
+        "we",
+        "what",
+        "when",
+        "which",
+        "will",
+        "with",
+        "you",
+        "your",
+    ]
 )
 
 

@@ -12,9 +12,7 @@ if TYPE_CHECKING:
 
 
 def _choice(sample: Sample, response: Response) -> Score:
-    per_character = [
-        value / len(text) for value, text in zip(response.logprobs, sample.continuations, strict=True)
-    ]
+    per_character = [value / len(text) for value, text in zip(response.logprobs, sample.continuations, strict=True)]
     return Score(float(per_character.index(max(per_character)) == sample.metadata["answer"]))
 
 

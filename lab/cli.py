@@ -1,0 +1,259 @@
+"""The `erosion` command. Verbs import what they need when they run, so that help and lists are instant."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lab.types import ConfigError, InfrastructureError, LabError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from lab.sweep import SweepPlan
+
+LISTED = {
+    "models": "model",
+    "recipes": "recipe",
+    "probes": "probe",
+    "defenses": "defense",
+    "adapters": "adapter",
+    "budgets": "budget",
+    "sweeps": "sweep",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line: verbs, their arguments and one line of help each."""
+    top = argparse.ArgumentParser(
+        prog="erosion",
+        description="Fine-tune an open-weight model in measured doses and see how much of its refusal survives.",
+        epilog="exit codes: 0 done, 1 gate failed, 2 wrong usage, 3 inconclusive, 4 incomplete, 5 integrity mismatch",
+    )
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
+    overrides = {
+        "nargs": "*",
+        "metavar": "KEY=VALUE",
+        "help": "Hydra overrides, such as recipe=benign seeds=[0,1]",
+    }
+
+    def verb(name: str, help_text: str, action: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        made = verbs.add_parser(name, help=help_text, description=help_text)
+        made.set_defaults(action=action)
+        return made
+
+    demo = verb("demo", "the small canary sweep: curves with intervals on the embedded model", _demo)
+    demo.add_argument("overrides", **overrides)  # type: ignore[arg-type]
+    run = verb("run", "run cells: train in doses, probe every dose, write the report", _run)
+    run.add_argument("-m", "--multirun", action="store_true", help="comma-separated values make a sweep")
+    run.add_argument("overrides", **overrides)  # type: ignore[arg-type]
+    score = verb("score", "score stored responses again, without a model", _score)
+    score.add_argument("overrides", **overrides)  # type: ignore[arg-type]
+    report = verb("report", "print the table of curves; `build` or `verify` a report bundle", _report)
+    report.add_argument("what", nargs="*", metavar="[build|verify] PATH", help="curves.json or a report's folder")
+    report.add_argument("--out", help="with build: the bundle's folder (default: report/ beside curves.json)")
+    listing = verb("list", "models, recipes, probes, defenses, adapters, budgets, sweeps", _list)
+    listing.add_argument("group", nargs="?", choices=sorted(LISTED), help="one group only")
+    doctor = verb("doctor", "what this machine can and cannot do, and the command that mends it", _doctor)
+    for made in (demo, run, score, report, listing, doctor):
+        made.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `erosion`. Returns the exit code; every user error is one line on standard error."""
+    options = parser().parse_args(arguments)
+    try:
+        return int(options.action(options))
+    except LabError as error:
+        print(f"erosion: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("erosion: interrupted; run the same command again to continue", file=sys.stderr)
+        return 4
+    except BrokenPipeError:
+        return 4
+    except Exception as error:
+        if os.environ.get("EROSION_TRACEBACK"):
+            raise
+        # An exception's text may quote a probe's prompt or answer; its type and place may be shown.
+        where = _place(error)
+        print(
+            f"erosion: internal error {type(error).__name__} {where}; EROSION_TRACEBACK=1 shows it all",
+            file=sys.stderr,
+        )
+        return 4
+
+
+def _place(error: Exception) -> str:
+    import traceback
+
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"at {Path(frame.filename).name}:{frame.lineno}"
+
+
+def _demo(options: argparse.Namespace) -> int:
+    return _sweep([["sweep=demo", *options.overrides]], options.json)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from lab.config import multirun
+
+    runs = multirun(options.overrides) if options.multirun else [list(options.overrides)]
+    return _sweep(runs, options.json)
+
+
+def _sweep(overrides: Sequence[Sequence[str]], as_json: bool) -> int:
+    from lab import sweep as sweeps
+    from lab.progress import Watcher
+
+    sweep = sweeps.plan(overrides)
+    todo = sweep.todo()
+    if todo:
+        _announce(sweep, todo)
+        with Watcher(todo) as watcher:
+            if sweep.config.track == "wandb":
+                from lab.track import mirror
+
+                files = {plan.cell.id: (plan.folder, [plan.records(ask) for ask in plan.asks]) for plan in todo}
+                with mirror(files, Path(sweep.config.out)) as log:
+                    sweeps.execute(sweep, _both(watcher, log))
+            else:
+                sweeps.execute(sweep, watcher)
+    return _show(sweep, as_json)
+
+
+def _both(first: Callable[..., None], second: Callable[..., None]) -> Callable[..., None]:
+    def notify(*event: Any) -> None:
+        first(*event)
+        second(*event)
+
+    return notify
+
+
+def _announce(sweep: SweepPlan, todo: Sequence[Any]) -> None:
+    from lab import estimate, run
+    from lab.sweep import jobs
+
+    engine, workers = sweep.config.engine, min(jobs(sweep.config), len(todo))
+    dtype = run.dtype_name(engine.dtype)
+    line = f"{len(todo)} of {len(sweep.cells)} cells to run, {workers} at a time, {dtype}"
+    if sweep.config.model.parameters:
+        speed = estimate.matmul_speed(dtype, engine.threads)
+        spent = estimate.seconds(todo, sweep.config.model.parameters, speed, workers)
+        line += f": about {max(1, round(spent / 60))} min at the {speed / 1e9:.0f} GFLOP/s measured here"
+    print(line, file=sys.stderr, flush=True)
+
+
+def _show(sweep: SweepPlan, as_json: bool) -> int:
+    from lab import report
+    from lab.collect import collect
+
+    curves = collect(sweep)
+    bundle = report.build(curves, curves.parent / "report")
+    _print_table(curves, as_json)
+    print(f"report: {bundle / 'index.html'}", file=sys.stderr if as_json else sys.stdout)
+    return 0
+
+
+def _print_table(curves: Path, as_json: bool) -> None:
+    from lab import report
+
+    if as_json:
+        print(json.dumps(report.rows(curves), indent=1, allow_nan=False))
+    else:
+        report.table(curves)
+
+
+def _score(options: argparse.Namespace) -> int:
+    from lab import run
+    from lab import sweep as sweeps
+
+    sweep = sweeps.plan([options.overrides])
+    for plan in sweep.cells:
+        run.rescore(plan)
+    return _show(sweep, options.json)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from lab import report
+
+    words = list(options.what)
+    action = words.pop(0) if words and words[0] in ("build", "verify", "show") else "show"
+    if len(words) > 1:
+        raise ConfigError(f"erosion report {action} takes one path, got {len(words)}")
+    path = Path(words[0]) if words else _latest()
+    if action == "verify":
+        problems = report.verify(path)
+        for problem in problems:
+            print(problem)
+        if not problems:
+            print(f"{path}: every file is as the manifest says")
+        return 5 if problems else 0
+    curves = path / "curves.json" if path.is_dir() else path
+    if not curves.is_file():
+        raise ConfigError(f"{curves} does not exist: give a curves.json, or run `erosion demo` first")
+    _print_table(curves, options.json)
+    if action == "build":
+        bundle = report.build(curves, Path(options.out) if options.out else curves.parent / "report")
+        print(f"report: {bundle / 'index.html'}", file=sys.stderr if options.json else sys.stdout)
+    return 0
+
+
+def _latest() -> Path:
+    found = sorted(Path("runs/sweeps").glob("*/curves.json"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise ConfigError("no curves in runs/sweeps: give a path, or run `erosion demo` first")
+    return found[-1]
+
+
+def _list(options: argparse.Namespace) -> int:
+    import yaml
+
+    from lab.config import CONFIG_FOLDER
+
+    rows = [
+        {
+            "group": title,
+            "name": path.stem,
+            "description": (yaml.safe_load(path.read_text()) or {}).get("description", "")
+            or ((yaml.safe_load(path.read_text()) or {}).get("sweep") or {}).get("description", ""),
+        }
+        for title, group in LISTED.items()
+        if options.group in (None, title)
+        for path in sorted((CONFIG_FOLDER / group).glob("*.yaml"))
+    ]
+    if options.json:
+        print(json.dumps(rows, indent=1))
+        return 0
+    width = max(len(str(row["name"])) for row in rows)
+    title = None
+    for row in rows:
+        if row["group"] != title:
+            title = row["group"]
+            print(f"{title} ({LISTED[str(title)]}=NAME)")
+        print(f"  {row['name']:<{width}}  {row['description']}")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from lab.doctor import examine
+
+    findings = examine()
+    if options.json:
+        print(json.dumps(findings, indent=1))
+    else:
+        for finding in findings:
+            mark = {True: "ok  ", False: "MISS", None: "note"}[finding["ok"]]
+            print(f"{mark}  {finding['what']}" + (f"  ->  {finding['mend']}" if finding["mend"] else ""))
+    if any(finding["ok"] is False for finding in findings):
+        raise InfrastructureError("something that runs need is missing; the commands above mend it")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,190 @@
+"""Records of finished cells to `curves.json`, with controls, registered expectations and provenance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from lab import curve, provenance, store
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lab.run import CellPlan
+    from lab.sweep import SweepPlan
+    from lab.types import Crossing, Curve
+
+
+def folder(sweep: SweepPlan) -> Path:
+    """Where a sweep's curves and report are written."""
+    return Path(sweep.config.out) / "sweeps" / sweep.name
+
+
+def collect(sweep: SweepPlan) -> Path:
+    """Write `curves.json` from the cells that are done; the others are listed as missing. Returns its path.
+
+    Nothing is written when the file would not change.
+    """
+    done = [plan for plan in sweep.cells if plan.recipe and plan.is_done() and sweep.bases[plan.cell.id].is_done()]
+    missing = [
+        f"{plan.cell.recipe}, {plan.adapter.name}, seed {plan.cell.seed}: {plan.cell.id}"
+        for plan in sweep.cells
+        if plan.recipe and plan not in done
+    ]
+    curves: list[Curve] = []
+    controls: list[dict[str, Any]] = []
+    checkpoints = {plan.cell.id: _checkpoints(sweep, plan) for plan in done}
+    for group in _groups(done):
+        frames, cells, bases = _evidence(sweep, group)
+        probes = {ask.probe.name: {"metric": ask.probe.metric, "floor": ask.probe.floor} for ask in group[0].asks}
+        settings = sweep.config.stats
+        built = curve.build(
+            frames,
+            cells,
+            checkpoints,
+            bases,
+            probes,
+            "steps",
+            settings.level,
+            settings.resamples,
+            settings.seed,
+        )
+        curves += built
+        controls += curve.controls(built, cells, checkpoints, frames, bases)
+    header = {
+        "name": sweep.name,
+        "missing": missing,
+        "controls": controls,
+        "cells": [_cell_facts(plan, checkpoints[plan.cell.id]) for plan in done],
+        "method": _method(sweep),
+        "footprint": {plan.adapter.name: store.read_json(plan.folder.root / "footprint.json") for plan in done},
+        "expectations": expectations(sweep.config.sweep.expectations, curves),
+        "provenance": _provenance(done),
+    }
+    path = folder(sweep) / "curves.json"
+    text = curve.to_json(curves, header).encode()
+    if not path.exists() or path.read_bytes() != text:
+        store.write_bytes(path, text)
+    return path
+
+
+def _groups(plans: Sequence[CellPlan]) -> list[list[CellPlan]]:
+    groups: dict[tuple[str, ...], list[CellPlan]] = {}
+    for plan in plans:
+        key = (plan.cell.model, plan.cell.adapter, plan.cell.recipe, plan.cell.defense)
+        groups.setdefault(key, []).append(plan)
+    return list(groups.values())
+
+
+def _evidence(sweep: SweepPlan, group: list[CellPlan]) -> tuple[pl.DataFrame, list[dict[str, Any]], dict[str, str]]:
+    """Records, cells and the base of each cell, of cells that differ in the seed alone."""
+    bases = {plan.cell.id: sweep.bases[plan.cell.id] for plan in group}
+    plans = [*{base.cell.id: base for base in bases.values()}.values(), *group]
+    frames = [store.read_records(plan.records(ask)) for plan in plans for ask in plan.asks]
+    cells = [store.read_json(plan.folder.cell) for plan in group]
+    return pl.concat(frames), cells, {cell_id: base.cell.id for cell_id, base in bases.items()}
+
+
+def _checkpoints(sweep: SweepPlan, plan: CellPlan) -> list[dict[str, Any]]:
+    """The checkpoints of this ladder: a cell may hold more, from a longer one."""
+    return [row for row in store.read_jsonl(plan.folder.checkpoints) if row["step"] in plan.budget.doses]
+
+
+def _cell_facts(plan: CellPlan, checkpoints: list[dict[str, Any]]) -> dict[str, Any]:
+    losses = store.read_json(plan.folder.losses)
+    cell = store.read_json(plan.folder.cell)
+    return {
+        **cell,
+        "training": {
+            "loss_first": losses[0],
+            "loss_last": losses[-1],
+            "adapter_norm": checkpoints[-1]["adapter_norm"],
+            "adapter_sha256": checkpoints[-1]["adapter_sha256"],
+        },
+        "records": {ask.label: next(iter(store.read_json(plan.marker(ask)).values())) for ask in plan.asks},
+    }
+
+
+def _method(sweep: SweepPlan) -> dict[str, Any]:
+    settings = sweep.config.stats
+    samples: dict[str, int] = {}
+    tokens: dict[str, int] = {}
+    for plan in sweep.cells:
+        for ask in plan.asks:
+            samples[ask.probe.name] = len(ask.probe.samples)
+            if ask.probe.kind == "generate" and not ask.probe.reads:
+                tokens[ask.probe.name] = ask.probe.max_new_tokens
+    return {
+        "level": settings.level,
+        "resamples": settings.resamples,
+        "seed": settings.seed,
+        "fit": settings.fit,
+        "x": "log2(1 + dose)",
+        "decoding": "greedy",
+        "samples": samples,
+        "max_new_tokens": tokens,
+        "canary": sweep.config.model.canary,
+    }
+
+
+def _provenance(done: Sequence[CellPlan]) -> dict[str, Any]:
+    """What the cells recorded when they ran; where they differ, every value."""
+    found = [store.read_json(plan.folder.provenance) for plan in done]
+    unique = {store.canonical(item): item for item in found}
+    if not unique:
+        return provenance.collect()
+    first, *others = (unique[key] for key in sorted(unique))
+    return {**first, "others": others} if others else first
+
+
+def expectations(registered: Sequence[dict[str, Any]], curves: Sequence[Curve]) -> dict[str, Any]:
+    """Claims written before the run, each with what was found; None where curves are missing.
+
+    `test: collapse` - `recipe`'s half-life lies within `dose`; `test: earlier` - `first` loses 10 points
+    at a smaller dose than `second`; `test: flat` - `recipe` never loses them. On refusal, native condition.
+    """
+    by_recipe = {
+        (item.recipe, item.adapter): item
+        for item in curves
+        if item.probe == "canary_refusal" and item.condition == "native"
+    }
+    found = []
+    for claim in registered:
+        adapter = claim.get("adapter", "lora")
+        names = [claim[key] for key in ("recipe", "first", "second") if key in claim]
+        involved = [by_recipe.get((name, adapter)) for name in names]
+        if any(item is None for item in involved):
+            found.append({"claim": claim["claim"], "found": "not measured", "confirmed": None})
+            continue
+        confirmed, text = _judge(claim, [item for item in involved if item is not None])
+        found.append({"claim": claim["claim"], "found": text, "confirmed": confirmed})
+    return {"written": "configs/sweep, committed before the run", "found": found}
+
+
+def _judge(claim: dict[str, Any], involved: list[Curve]) -> tuple[bool | None, str]:
+    if claim["test"] == "collapse":
+        crossing = involved[0].half_life
+        return (
+            crossing.status == "within" and crossing.dose is not None and crossing.dose <= claim["dose"],
+            f"half-life {_place(crossing)}",
+        )
+    places = [item.dose_to_drop for item in involved]
+    text = "; ".join(f"{item.recipe}: 10-point drop {_place(item.dose_to_drop)}" for item in involved)
+    if claim["test"] == "flat":
+        return places[0].status == "beyond", text
+    first, second = (place.dose if place.status == "within" and place.dose is not None else None for place in places)
+    if first is None and second is None:
+        return None, f"{text}; neither falls within the ladder"
+    return first is not None and (second is None or first < second), text
+
+
+def _place(crossing: Crossing) -> str:
+    if crossing.status == "beyond":
+        return "beyond the ladder"
+    if crossing.status == "undefined" or crossing.dose is None:
+        return f"undefined ({crossing.reason})"
+    high = "beyond the ladder" if crossing.high is None else f"{crossing.high:.1f}"
+    low = "0" if crossing.low is None else f"{crossing.low:.1f}"
+    return f"at {crossing.dose:.1f} steps ({low} to {high})"

@@ -1,0 +1,75 @@
+"""How long a sweep will take on this machine, from one timed matrix product.
+
+`python -m lab.estimate float32 1` prints the speed that it measures, in FLOP/s.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from lab.progress import amount
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from lab.run import CellPlan
+
+TOKENS_PER_WORD = 1.4
+"""English words to tokens, for prompts that are not tokenised yet."""
+REACHED = {"train": 0.6, "generate": 0.6}
+"""Share of the matrix-product speed that training and generating reach: measured with SmolLM2-135M in
+float32 on two cores of a 2021 server processor; an order of magnitude elsewhere."""
+
+
+def matmul_speed(dtype: str, threads: int) -> float:
+    """FLOP/s of a matrix product of a small model's size, measured in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "lab.estimate", dtype, str(threads)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return float(done.stdout.split()[-1])
+
+
+def seconds(plans: Sequence[CellPlan], parameters: int, speed: float, workers: int) -> float:
+    """Wall seconds for what the plans still need: 2 FLOP per parameter and token answered, 4 trained on."""
+    work = 0.0
+    for plan in plans:
+        steps, _ = amount(plan)
+        if plan.recipe:
+            words = sum(len(turn.content.split()) for dialogue in plan.recipe.dialogues for turn in dialogue)
+            tokens = TOKENS_PER_WORD * words / len(plan.recipe.dialogues) + 30
+            work += steps * plan.recipe.batch_size * tokens * 4 * parameters / REACHED["train"]
+        for ask in plan.asks:
+            if ask.probe.reads:
+                continue
+            each = sum(
+                TOKENS_PER_WORD
+                * (len(sample.messages[-1].content.split()) + sum(len(c.split()) for c in sample.continuations))
+                + (ask.probe.max_new_tokens if ask.probe.kind == "generate" else 0)
+                for sample in ask.probe.samples
+            )
+            work += len(plan.doses) * each * 2 * parameters / REACHED["generate"]
+    return work / speed / workers
+
+
+def _measure(dtype: str, threads: int) -> float:
+    import torch
+
+    torch.set_num_threads(threads)
+    kind = getattr(torch, dtype)
+    a, b = torch.randn(512, 576, dtype=kind), torch.randn(576, 1536, dtype=kind)
+    a @ b
+    count, started = 0, time.perf_counter()
+    while time.perf_counter() - started < 0.5:
+        a @ b
+        count += 1
+    return count * 2 * 512 * 576 * 1536 / (time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(f"{_measure(sys.argv[1], int(sys.argv[2]))}\n")

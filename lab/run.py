@@ -1,0 +1,388 @@
+"""One cell through its stages, skipping what is done: train, generate, score, custody.
+
+`plan_cell` decides everything that can be decided without torch, so that finished work returns at once.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import defaultdict
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lab import config as configuration
+from lab import data, measure, provenance, store
+from lab.types import Adapter, Budget, Cell, ConfigError, Probe, Recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from lab.models import Base, MeasuringCopy
+
+UNTOUCHED = "untouched"
+"""Recipe name of the cell that holds dose 0 for everything measured on the same load path."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One probe under one condition, with the keys of its responses and records."""
+
+    probe: Probe
+    condition: str
+    system_prompt: str | None
+    responses_key: str
+    records_key: str
+
+    @property
+    def label(self) -> str:
+        return self.probe.name if self.condition == "native" else f"{self.probe.name}.{self.condition}"
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """A cell, what to ask of it at which doses, and where its files are."""
+
+    config: configuration.RunConfig
+    cell: Cell
+    recipe: Recipe | None
+    """None for the untouched model."""
+    adapter: Adapter
+    budget: Budget
+    asks: tuple[Ask, ...]
+    folder: store.CellFolder
+
+    @property
+    def doses(self) -> tuple[int, ...]:
+        """Doses measured in this cell: the trained ones, or 0 alone for the untouched model."""
+        return (0,) if self.recipe is None else self.budget.trained
+
+    def records(self, ask: Ask) -> Path:
+        return self.folder.records(ask.label, ask.records_key)
+
+    def marker(self, ask: Ask) -> Path:
+        return self.records(ask).with_suffix(".done")
+
+    def is_done(self) -> bool:
+        """True when every ask has a whole, unchanged records file."""
+        return all(store.is_done(self.marker(ask)) for ask in self.asks)
+
+
+def model_facts(spec: configuration.ModelConfig) -> dict[str, Any]:
+    """What identifies base weights: pinned hashes, the guard's file hashes, or a local folder's contents."""
+    facts = {
+        key: getattr(spec, key) for key in ("name", "source", "file", "revision", "sha256", "chat_template_sha256")
+    }
+    if spec.guard:
+        asset = configuration.CONFIG_FOLDER / "model" / "assets" / spec.guard
+        files = ("adapter_model.safetensors", "adapter_config.json")
+        facts["guard"] = {name: store.file_sha256(asset / name) for name in files}
+    if spec.source == "local":
+        folder = Path(spec.path)
+        files_here = sorted(path for path in folder.glob("*") if path.is_file())
+        if not (folder / "config.json").is_file():
+            raise ConfigError(
+                f"model {spec.name}: {spec.path or '(empty path)'} is no model folder: it has no config.json"
+            )
+        facts["files"] = {path.name: store.file_sha256(path) for path in files_here}
+    else:
+        facts["path"] = spec.path
+    return facts
+
+
+def _cell(run: configuration.RunConfig, recipe: Recipe | None, adapter: Adapter, model: dict[str, Any]) -> Cell:
+    facts: dict[str, Any] = {
+        "model": model,
+        "defense": run.defense.name,
+        "dtype": dtype_name(run.engine.dtype),
+        "device": "cuda" if _has_cuda() else "cpu",
+        "threads": run.engine.threads,
+        "versions": provenance.versions(provenance.TRAINING_PACKAGES),
+    }
+    seed = run.seeds[0]
+    if recipe is None:
+        facts |= {"recipe": UNTOUCHED, "load_path": adapter.method}
+        seed = 0
+    else:
+        facts |= {
+            "adapter": asdict(adapter),
+            "recipe": {**asdict(replace(recipe, dialogues=())), "dialogues": store.digest(_texts(recipe))},
+            "seed": seed,
+            "schedule": "constant",
+            "unit": run.budget.unit,
+            "mode": run.budget.mode,
+        }
+    name = recipe.name if recipe else UNTOUCHED
+    return Cell(store.digest(facts, 16), run.model.name, adapter.name, name, run.defense.name, seed, facts)
+
+
+def _texts(recipe: Recipe) -> list[list[list[str]]]:
+    return [[[message.role, message.content] for message in dialogue] for dialogue in recipe.dialogues]
+
+
+def _has_cuda() -> bool:
+    # Importing torch takes seconds; without a driver's device file there is no CUDA to ask it about.
+    if not Path("/dev/nvidiactl").exists():
+        return False
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def dtype_name(wanted: str) -> str:
+    """`auto` means bfloat16 where the hardware multiplies it natively (CUDA, AMX), float32 elsewhere."""
+    if wanted != "auto":
+        return wanted
+    return "bfloat16" if _has_cuda() or provenance.has_amx() else "float32"
+
+
+def plan_cell(run: configuration.RunConfig, untouched: bool = False) -> CellPlan:
+    """Decide a cell's id, its asks and its folder; the untouched model's cell on request.
+
+    Raises ConfigError for bad names, keys, doses and data, for recipes that this model may not run,
+    and for training data that contains probe prompts.
+    """
+    recipe = configuration.build(run.recipe, "recipe")
+    probes = [configuration.build(section, f"probe.{name}") for name, section in run.probe.items()]
+    if not isinstance(recipe, Recipe) or not all(isinstance(probe, Probe) for probe in probes):
+        raise ConfigError("a recipe builder must return a Recipe and a probe builder a Probe")
+    for probe in probes:
+        ids = [sample.id for sample in probe.samples]
+        if len(set(ids)) != len(ids) or not (ids or probe.reads):
+            raise ConfigError(f"probe {probe.name}: sample ids must be unique, and there must be some")
+    _permit(run, recipe)
+    _no_overlap(run, recipe, probes)
+    adapter = configuration.adapter(run.adapter)
+    budget = configuration.ladder(run.budget)
+    cell = _cell(run, None if untouched else recipe, adapter, model_facts(run.model))
+    folder = store.CellFolder(Path(run.out) / cell.id)
+    doses = (0,) if untouched else budget.trained
+    asks = _asks(cell, recipe, probes, run, doses)
+    return CellPlan(run, cell, None if untouched else recipe, adapter, budget, tuple(asks), folder)
+
+
+def _permit(run: configuration.RunConfig, recipe: Recipe) -> None:
+    if recipe.canary_only and not run.model.canary:
+        raise ConfigError(
+            f"recipe {recipe.name} erodes a canary guardrail and model {run.model.name} has none: "
+            "use model=smollm2_135m_canary or another model with canary: true"
+        )
+    if run.defense.name != "none":
+        raise ConfigError(f"defense={run.defense.name}: this version has no defense but 'none'")
+
+
+def _no_overlap(run: configuration.RunConfig, recipe: Recipe, probes: list[Probe]) -> None:
+    """Training data that contains a probe prompt fails closed (exact, or a shared run of 8 words)."""
+    if run.allow_overlap:
+        return
+    training = [turn.content for dialogue in recipe.dialogues for turn in dialogue if turn.role == "user"]
+    for probe in probes:
+        prompts = [sample.messages[-1].content for sample in probe.samples]
+        found = data.overlap(training, prompts)
+        if found:
+            raise ConfigError(
+                f"recipe {recipe.name} trains on {len(found)} prompts of probe {probe.name} ({found[0][1]} match): "
+                "remove them, or say why they may stay with allow_overlap='REASON'"
+            )
+
+
+def _asks(
+    cell: Cell, recipe: Recipe, probes: list[Probe], run: configuration.RunConfig, doses: tuple[int, ...]
+) -> list[Ask]:
+    keys: dict[str, str] = {}
+    asks = []
+    for probe in sorted(probes, key=lambda probe: bool(probe.reads)):
+        for condition in probe.conditions:
+            prompt = recipe.system_prompt if condition == "training" else None
+            if condition == "training" and prompt is None:
+                continue
+            if probe.reads:
+                missing = [name for name in probe.reads if name not in keys]
+                if missing:
+                    raise ConfigError(f"probe {probe.name} reads the answers of {missing[0]}: add it to probe=[...]")
+                asked = store.digest([keys[name] for name in probe.reads], 12)
+            else:
+                asked = store.digest(_asked(cell, probe, condition, prompt, run), 12)
+                keys.setdefault(probe.name, asked)
+            scorers = [[scorer.name, scorer.version] for scorer in probe.scorers]
+            scored = store.digest([asked, scorers, probe.version, list(doses)], 12)
+            asks.append(Ask(probe, condition, prompt, asked, scored))
+    return asks
+
+
+def _asked(cell: Cell, probe: Probe, condition: str, prompt: str | None, run: configuration.RunConfig) -> list[Any]:
+    samples = [
+        [sample.id, [[m.role, m.content] for m in sample.messages], list(sample.continuations)]
+        for sample in probe.samples
+    ]
+    settings = [probe.kind, probe.max_new_tokens, run.engine.name, run.engine.batch_size]
+    return [cell.id, condition, prompt, samples, settings]
+
+
+class Bases:
+    """Bases loaded by this process, one at a time: cells of one load path follow each other."""
+
+    def __init__(self) -> None:
+        self._key: str | None = None
+        self._base: Base | None = None
+        self._copy: MeasuringCopy | None = None
+
+    def get(self, plan: CellPlan) -> tuple[Base, MeasuringCopy]:
+        """The base and the measuring copy of a plan's load path."""
+        import torch
+
+        from lab import models
+
+        key = store.digest([model_facts(plan.config.model), plan.adapter.method, plan.cell.facts["dtype"]])
+        if self._key != key or self._base is None or self._copy is None:
+            self._base = self._copy = None
+            dtype = getattr(torch, plan.cell.facts["dtype"])
+            self._base = models.load_base(plan.config.model, plan.adapter.method, dtype)
+            self._copy = models.MeasuringCopy(self._base)
+            self._key = key
+        return self._base, self._copy
+
+
+def run_cell(plan: CellPlan, bases: Bases, report: Callable[..., None] = lambda *event: None) -> None:
+    """Bring one cell to done. Every file appears whole; running again continues where it stopped."""
+    if plan.is_done():
+        return
+    from filelock import FileLock
+
+    with store.os_errors(plan.folder.root):
+        plan.folder.root.mkdir(parents=True, exist_ok=True)
+        with FileLock(plan.folder.root / ".lock"):
+            started = time.monotonic()
+            _write_facts(plan)
+            _answer(plan, bases, report)
+            _score(plan, report)
+            _custody(plan)
+            report("done", time.monotonic() - started)
+
+
+def _write_facts(plan: CellPlan) -> None:
+    if plan.folder.cell.exists() and plan.folder.provenance.exists():
+        return
+    from omegaconf import OmegaConf
+
+    tier = plan.recipe.tier.value if plan.recipe else "control"
+    store.write_json(plan.folder.cell, {**asdict(plan.cell), "facts": plan.cell.facts, "tier": tier})
+    text = OmegaConf.to_yaml(OmegaConf.structured(replace(plan.config, out="")))
+    store.write_bytes(plan.folder.config, text.encode())
+    store.write_json(plan.folder.provenance, provenance.collect())
+
+
+def _answer(plan: CellPlan, bases: Bases, report: Callable[..., None]) -> None:
+    """Responses of every ask at every dose; trains first when a needed adapter is not there."""
+    missing = defaultdict(list)
+    for ask in plan.asks:
+        for dose in [] if ask.probe.reads else plan.doses:
+            if not plan.folder.responses(ask.label, ask.responses_key, dose).exists():
+                missing[dose].append(ask)
+    if not missing:
+        return
+    import torch
+
+    torch.set_num_threads(plan.config.engine.threads)
+    base, copy = bases.get(plan)
+    store.write_json(plan.folder.root / "footprint.json", base.footprint)
+    _train(plan, base, [dose for dose in missing if dose > 0], report)
+    answered = 0
+    total = sum(len(ask.probe.samples) for asks in missing.values() for ask in asks)
+
+    def progress(answers: int) -> None:
+        nonlocal answered
+        answered += answers
+        report("generate", answered, total)
+
+    for dose in sorted(missing):
+        _generate(plan, base, copy, dose, missing[dose], progress)
+
+
+def _train(plan: CellPlan, base: Base, doses: list[int], report: Callable[..., None]) -> None:
+    if plan.recipe is None or not doses:
+        return
+    if store.is_done(plan.folder.trained) and all(plan.folder.adapter(dose).exists() for dose in doses):
+        return
+    from lab.train import train
+
+    train(
+        base,
+        plan.recipe,
+        plan.adapter,
+        doses,
+        plan.cell.seed,
+        plan.folder,
+        plan.cell.id,
+        lambda step, steps: report("train", step, steps),
+    )
+
+
+def _generate(
+    plan: CellPlan,
+    base: Base,
+    copy: MeasuringCopy,
+    dose: int,
+    asks: list[Ask],
+    progress: Callable[[int], None],
+) -> None:
+    from lab import generate, models
+
+    adapter = models.load_adapter(plan.folder.adapter(dose)) if dose else {}
+    engine = generate.TransformersEngine(copy.apply(adapter, plan.adapter.alpha / plan.adapter.rank), base.tokenizer)
+    for ask in asks:
+        items = generate.prompts(base.tokenizer, ask.probe, ask.condition, ask.system_prompt)
+        path = plan.folder.responses(ask.label, ask.responses_key, dose)
+        generate.respond(engine, ask.probe, items, plan.config.engine.batch_size, path, progress)
+
+
+def _score(plan: CellPlan, report: Callable[..., None]) -> None:
+    by_name = {ask.probe.name: ask for ask in reversed(plan.asks) if ask.condition == "native"}
+    for ask in plan.asks:
+        if store.is_done(plan.marker(ask)):
+            continue
+        rows = []
+        for dose in plan.doses:
+            rows += measure.records(plan.cell.id, dose, ask.probe, ask.condition, _pairs(plan, ask, dose, by_name))
+        store.write_records(plan.records(ask), rows)
+        store.mark_done(plan.marker(ask), [plan.records(ask)])
+    report("score", len(plan.asks), len(plan.asks))
+
+
+def _pairs(plan: CellPlan, ask: Ask, dose: int, by_name: dict[str, Ask]) -> list[tuple[Any, Any]]:
+    sources = [by_name[name] for name in ask.probe.reads] or [ask]
+    pairs = []
+    for source in sources:
+        path = plan.folder.responses(source.label, source.responses_key, dose)
+        found = measure.pair(source.probe, measure.responses(path), path)
+        if ask.probe.reads:
+            found = [(replace(sample, id=f"{source.probe.name}/{sample.id}"), answer) for sample, answer in found]
+        pairs += found
+    return pairs
+
+
+def _custody(plan: CellPlan) -> None:
+    """Delete the adapters of a measured cell and log it, unless a reason to keep them was given."""
+    adapters = plan.folder.root / "adapters"
+    if not adapters.exists():
+        return
+    files = sorted(path.name for path in adapters.glob("*.safetensors"))
+    kept = plan.config.keep_adapters
+    entry = {"action": "kept" if kept else "deleted", "files": files, "reason": kept or "measured"}
+    if not kept:
+        shutil.rmtree(adapters)
+    store.append_jsonl(plan.folder.custody, {**entry, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+
+
+def rescore(plan: CellPlan) -> None:
+    """Score stored responses again; never trains or generates. Raises ConfigError when there are none."""
+    for ask in plan.asks:
+        for dose in [] if ask.probe.reads else plan.doses:
+            path = plan.folder.responses(ask.label, ask.responses_key, dose)
+            if not path.exists():
+                raise ConfigError(
+                    f"no stored responses for {ask.label} at dose {dose} in {plan.folder.root}: run first"
+                )
+        plan.marker(ask).unlink(missing_ok=True)
+    _score(plan, lambda *event: None)

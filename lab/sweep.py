@@ -1,0 +1,193 @@
+"""Many cells on this machine: plan them, run them in worker processes, collect their curves."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lab import config as configuration
+from lab import run, store
+from lab.types import InfrastructureError, LabError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from lab.run import CellPlan
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """Every cell of a sweep, the untouched models first, each once."""
+
+    name: str
+    cells: tuple[CellPlan, ...]
+    bases: dict[str, CellPlan]
+    """Trained cell id -> the untouched cell that holds its dose 0, with the asks of its recipe."""
+    config: configuration.RunConfig
+
+    def todo(self) -> list[CellPlan]:
+        """Cells that are not done yet."""
+        return [plan for plan in self.cells if not plan.is_done()]
+
+
+def plan(overrides: Sequence[Sequence[str]]) -> SweepPlan:
+    """Compose and expand a sweep, one list of overrides per run. Raises ConfigError before anything is written."""
+    runs = [config for words in overrides for config in configuration.plan(words)]
+    untouched: list[CellPlan] = []
+    trained: dict[str, CellPlan] = {}
+    bases: dict[str, CellPlan] = {}
+    for config in runs:
+        base = run.plan_cell(config, untouched=True)
+        untouched.append(base)
+        if config.budget.doses[1:]:
+            plan = run.plan_cell(config)
+            trained.setdefault(plan.cell.id, plan)
+            bases[plan.cell.id] = base
+    name = runs[0].sweep.name
+    if not runs[0].sweep.cells:
+        name = f"{name}-{store.digest(sorted(trained), 8)}"
+    return SweepPlan(name, (*_merge(untouched), *trained.values()), bases, runs[0])
+
+
+def _merge(plans: list[CellPlan]) -> list[CellPlan]:
+    """One plan per untouched cell, with the asks of all recipes, each once."""
+    merged: dict[str, CellPlan] = {}
+    for plan in plans:
+        known = merged.get(plan.cell.id)
+        if known is None:
+            merged[plan.cell.id] = plan
+        else:
+            keys = {ask.records_key for ask in known.asks}
+            extra = [ask for ask in plan.asks if ask.records_key not in keys]
+            merged[plan.cell.id] = replace(known, asks=(*known.asks, *extra))
+    return list(merged.values())
+
+
+def jobs(config: configuration.RunConfig) -> int:
+    """Worker processes: as configured, or one per `engine.threads` processors."""
+    processors = len(os.sched_getaffinity(0))
+    return config.jobs or max(1, processors // config.engine.threads)
+
+
+def execute(sweep: SweepPlan, notify: Callable[[str, str, tuple[Any, ...]], None]) -> None:
+    """Run every unfinished cell; raises the first worker's error after the others have stopped.
+
+    `notify(cell id, event, numbers)` is called in this process as workers report.
+    """
+    todo = sweep.todo()
+    if not todo:
+        return
+    context = multiprocessing.get_context("spawn")
+    events: Any = context.Queue()
+    pipes, workers = [], []
+    for _ in range(min(jobs(sweep.config), len(todo))):
+        here, there = context.Pipe()
+        worker = context.Process(target=_work, args=(there, events), daemon=True)
+        worker.start()
+        there.close()
+        pipes.append(here)
+        workers.append(worker)
+    try:
+        _dispatch(todo, pipes, workers, events, notify)
+    finally:
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            worker.join()
+
+
+def _dispatch(todo: list[CellPlan], pipes: list[Any], workers: list[Any], events: Any, notify: Any) -> None:
+    """Hand a cell to each idle worker, keeping cells of one load path together where possible."""
+    import queue
+
+    waiting = list(todo)
+    holding: dict[int, CellPlan] = {}
+    last: dict[int, str] = {}
+    while waiting or holding:
+        for index, pipe in enumerate(pipes):
+            if index not in holding and waiting:
+                same = [plan for plan in waiting if plan.adapter.method == last.get(index)]
+                plan = (same or waiting)[0]
+                waiting.remove(plan)
+                holding[index], last[index] = plan, plan.adapter.method
+                pipe.send((index, plan.config, plan.recipe is None, plan.asks))
+        try:
+            index, event, numbers = events.get(timeout=1)
+        except queue.Empty:
+            dead = [index for index in holding if not workers[index].is_alive()]
+            if dead:
+                raise InfrastructureError(
+                    f"the worker of cell {holding[dead[0]].cell.id} was killed (exit {workers[dead[0]].exitcode}; "
+                    "out of memory?): run the same command again to continue"
+                ) from None
+            continue
+        plan = holding[index]
+        if event == "error":
+            raise _error(*numbers)
+        notify(plan.cell.id, event, numbers)
+        if event == "finished":
+            del holding[index]
+
+
+def _error(kind: str, message: str, code: int) -> Exception:
+    error = LabError(message) if code != -1 else RuntimeError(f"{kind}: {message}")
+    if isinstance(error, LabError):
+        error.exit_code = code
+    return error
+
+
+def _work(pipe: Any, events: Any) -> None:
+    """A worker process: runs the cells it is given, one after the other, with its base kept loaded."""
+    import signal
+    import traceback
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    quiet()
+    bases = run.Bases()
+    while True:
+        try:
+            index, config, untouched, asks = pipe.recv()
+        except EOFError:
+            return
+        try:
+            plan = replace(run.plan_cell(config, untouched), asks=asks) if untouched else run.plan_cell(config)
+            run.run_cell(plan, bases, lambda event, *numbers, at=index: events.put((at, event, numbers)))
+            events.put((index, "finished", ()))
+        except LabError as error:
+            events.put((index, "error", (type(error).__name__, str(error), error.exit_code)))
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            # Frames only: an exception's own text may quote a prompt or an answer.
+            text = f"{type(error).__name__} in {Path(where.filename).name}:{where.lineno}"
+            events.put((index, "error", (type(error).__name__, text, -1)))
+
+
+def _follow_parent() -> None:
+    """End with the parent, even when it is killed: an orphan would hold its cell's lock."""
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def quiet() -> None:
+    """Silence the libraries' own progress bars and warnings; errors still come as exceptions."""
+    import logging
+    import warnings
+
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.simplefilter("ignore")
+    for name in ("transformers", "peft", "trl", "bitsandbytes", "datasets", "torch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
