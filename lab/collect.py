@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from lab import curve, provenance, store
+from lab import provenance, store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,8 +25,15 @@ def folder(sweep: SweepPlan) -> Path:
 def collect(sweep: SweepPlan) -> Path:
     """Write `curves.json` from the cells that are done; the others are listed as missing. Returns its path.
 
-    Nothing is written when the file would not change.
+    Nothing is computed again when neither the records nor the way to make curves of them changed.
     """
+    path = folder(sweep) / "curves.json"
+    key = _inputs(sweep)
+    stamp = path.with_name("inputs.json")
+    if path.exists() and stamp.exists() and store.read_json(stamp) == [key, store.file_sha256(path)]:
+        return path
+    from lab import curve  # scipy takes a second to import, which finished work need not wait for
+
     done = [plan for plan in sweep.cells if plan.recipe and plan.is_done() and sweep.bases[plan.cell.id].is_done()]
     missing = [
         f"{plan.cell.recipe}, {plan.adapter.name}, seed {plan.cell.seed}: {plan.cell.id}"
@@ -63,11 +70,26 @@ def collect(sweep: SweepPlan) -> Path:
         "expectations": expectations(sweep.config.sweep.expectations, curves),
         "provenance": _provenance(done),
     }
-    path = folder(sweep) / "curves.json"
-    text = curve.to_json(curves, header).encode()
-    if not path.exists() or path.read_bytes() != text:
-        store.write_bytes(path, text)
+    store.write_bytes(path, curve.to_json(curves, header).encode())
+    store.write_json(stamp, [key, store.file_sha256(path)])
     return path
+
+
+def _inputs(sweep: SweepPlan) -> str:
+    """Hash of everything that curves are made from: done markers, settings, and the code of the statistics."""
+    markers = [plan.marker(ask) for plan in sweep.cells for ask in plan.asks]
+    here = Path(__file__).parent
+    sources = [here / "collect.py", *sorted(here.glob("curve/*.py")), *sorted(here.glob("stats/*.py"))]
+    settings = sweep.config.stats
+    return store.digest(
+        [
+            [plan.is_done() for plan in sweep.cells],
+            [store.file_sha256(marker) if marker.exists() else None for marker in markers],
+            [settings.level, settings.resamples, settings.seed, settings.fit],
+            sweep.config.sweep.expectations,
+            [store.file_sha256(source) for source in sources],
+        ]
+    )
 
 
 def _groups(plans: Sequence[CellPlan]) -> list[list[CellPlan]]:

@@ -64,9 +64,13 @@ class CellPlan:
     def marker(self, ask: Ask) -> Path:
         return self.records(ask).with_suffix(".done")
 
-    def is_done(self) -> bool:
+    def is_measured(self) -> bool:
         """True when every ask has a whole, unchanged records file."""
         return all(store.is_done(self.marker(ask)) for ask in self.asks)
+
+    def is_done(self) -> bool:
+        """True when everything is measured and no tuned weights wait for their deletion."""
+        return self.is_measured() and (bool(self.config.keep_adapters) or not self.folder.adapters.exists())
 
 
 def model_facts(spec: configuration.ModelConfig) -> dict[str, Any]:
@@ -364,7 +368,7 @@ def _pairs(plan: CellPlan, ask: Ask, dose: int, by_name: dict[str, Ask]) -> list
 
 def _custody(plan: CellPlan) -> None:
     """Delete the adapters of a measured cell and log it, unless a reason to keep them was given."""
-    adapters = plan.folder.root / "adapters"
+    adapters = plan.folder.adapters
     if not adapters.exists():
         return
     files = sorted(path.name for path in adapters.glob("*.safetensors"))

@@ -236,8 +236,12 @@ class CellFolder:
     def trained(self) -> Path:
         return self.root / "train.done"
 
+    @property
+    def adapters(self) -> Path:
+        return self.root / "adapters"
+
     def adapter(self, dose: int) -> Path:
-        return self.root / "adapters" / f"{dose}.safetensors"
+        return self.adapters / f"{dose}.safetensors"
 
     def responses(self, probe: str, key: str, dose: int) -> Path:
         return self.root / "responses" / f"{probe}-{key}" / f"{dose}.jsonl"

@@ -39,23 +39,23 @@ def plan(overrides: Sequence[Sequence[str]]) -> SweepPlan:
     """Compose and expand a sweep, one list of overrides per run. Raises ConfigError before anything is written."""
     runs = [config for words in overrides for config in configuration.plan(words)]
     untouched: list[CellPlan] = []
-    trained: dict[str, CellPlan] = {}
+    trained: list[CellPlan] = []
     bases: dict[str, CellPlan] = {}
     for config in runs:
         base = run.plan_cell(config, untouched=True)
         untouched.append(base)
         if config.budget.doses[1:]:
             plan = run.plan_cell(config)
-            trained.setdefault(plan.cell.id, plan)
+            trained.append(plan)
             bases[plan.cell.id] = base
     name = runs[0].sweep.name
     if not runs[0].sweep.cells:
-        name = f"{name}-{store.digest(sorted(trained), 8)}"
-    return SweepPlan(name, (*_merge(untouched), *trained.values()), bases, runs[0])
+        name = f"{name}-{store.digest(sorted(bases), 8)}"
+    return SweepPlan(name, (*_merge(untouched), *_merge(trained)), bases, runs[0])
 
 
 def _merge(plans: list[CellPlan]) -> list[CellPlan]:
-    """One plan per untouched cell, with the asks of all recipes, each once."""
+    """One plan per cell with the asks of every run that needs it, each once."""
     merged: dict[str, CellPlan] = {}
     for plan in plans:
         known = merged.get(plan.cell.id)
@@ -94,11 +94,17 @@ def execute(sweep: SweepPlan, notify: Callable[[str, str, tuple[Any, ...]], None
         workers.append(worker)
     try:
         _dispatch(todo, pipes, workers, events, notify)
-    finally:
+    except BaseException:
         for worker in workers:
             worker.terminate()
+        raise
+    finally:
+        for pipe in pipes:
+            pipe.close()  # an idle worker ends at the end of its pipe
         for worker in workers:
             worker.join()
+        events.close()
+        events.join_thread()
 
 
 def _dispatch(todo: list[CellPlan], pipes: list[Any], workers: list[Any], events: Any, notify: Any) -> None:
@@ -115,7 +121,7 @@ def _dispatch(todo: list[CellPlan], pipes: list[Any], workers: list[Any], events
                 plan = (same or waiting)[0]
                 waiting.remove(plan)
                 holding[index], last[index] = plan, plan.adapter.method
-                pipe.send((index, plan.config, plan.recipe is None, plan.asks))
+                pipe.send((index, plan))
         try:
             index, event, numbers = events.get(timeout=1)
         except queue.Empty:
@@ -152,11 +158,10 @@ def _work(pipe: Any, events: Any) -> None:
     bases = run.Bases()
     while True:
         try:
-            index, config, untouched, asks = pipe.recv()
+            index, plan = pipe.recv()
         except EOFError:
             return
         try:
-            plan = replace(run.plan_cell(config, untouched), asks=asks) if untouched else run.plan_cell(config)
             run.run_cell(plan, bases, lambda event, *numbers, at=index: events.put((at, event, numbers)))
             events.put((index, "finished", ()))
         except LabError as error:
