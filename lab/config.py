@@ -84,7 +84,7 @@ class EngineConfig:
     """How answers are made; all of it is part of the keys, since it can change texts."""
 
     name: str = "transformers"
-    batch_size: int = 32
+    batch_size: int = 64
     dtype: str = "auto"
     """`auto`: bfloat16 on CUDA and on processors with AMX, else float32."""
     threads: int = 1

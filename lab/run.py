@@ -9,6 +9,7 @@ import shutil
 import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +82,7 @@ def model_facts(spec: configuration.ModelConfig) -> dict[str, Any]:
     if spec.guard:
         asset = configuration.CONFIG_FOLDER / "model" / "assets" / spec.guard
         files = ("adapter_model.safetensors", "adapter_config.json")
-        facts["guard"] = {name: store.file_sha256(asset / name) for name in files}
+        facts["guard"] = {name: _sha256(asset / name) for name in files}
     if spec.source == "local":
         folder = Path(spec.path)
         files_here = sorted(path for path in folder.glob("*") if path.is_file())
@@ -89,10 +90,22 @@ def model_facts(spec: configuration.ModelConfig) -> dict[str, Any]:
             raise ConfigError(
                 f"model {spec.name}: {spec.path or '(empty path)'} is no model folder: it has no config.json"
             )
-        facts["files"] = {path.name: store.file_sha256(path) for path in files_here}
+        facts["files"] = {path.name: _sha256(path) for path in files_here}
     else:
         facts["path"] = spec.path
     return facts
+
+
+def _sha256(path: Path) -> str:
+    """The file's hash, computed once per process while its size and time stay the same."""
+    with store.os_errors(path, "read"):
+        status = path.stat()
+    return _hashed(path, status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _hashed(path: Path, size: int, modified: int) -> str:
+    return store.file_sha256(path)
 
 
 def _cell(run: configuration.RunConfig, recipe: Recipe | None, adapter: Adapter, model: dict[str, Any]) -> Cell:
