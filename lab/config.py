@@ -10,6 +10,9 @@ import difflib
 import importlib
 import inspect
 import itertools
+import re
+import types
+import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,10 +154,9 @@ def _one_line(error: BaseException) -> str:
 def _explain(error: Exception) -> str:
     """Turn Hydra's or OmegaConf's message into one line with the valid names where a name was wrong."""
     text = _one_line(error)
-    for group in GROUPS:
-        if f"'{group}/" in text and "Could not find" in text:
-            wanted = text.split(f"'{group}/")[1].split("'")[0]
-            return f"unknown {group} '{wanted}'; choose from: {', '.join(choices(group))}"
+    found = re.search(r"Could not (?:find|load) '([a-z]+)/([^']+)'", text)
+    if found and found[1] in GROUPS:
+        return f"unknown {found[1]} '{found[2]}'; choose from: {', '.join(choices(found[1]))}"
     return text
 
 
@@ -172,27 +174,51 @@ def compose(overrides: Sequence[str] = (), root: str = "erosion") -> RunConfig:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-            composed = hydra_compose(root, overrides=list(overrides))
+            composed = hydra_compose(root, overrides=[_settable(word) for word in overrides])
         return typed(composed)
     except HydraException as error:
-        raise ConfigError(_explain_override(error, overrides)) from error
+        raise ConfigError(_explain_override(error, overrides, root)) from error
     except OmegaConfBaseException as error:
         raise ConfigError(_explain(error)) from error
 
 
-def _explain_override(error: Exception, overrides: Sequence[str]) -> str:
-    """Name the valid keys beside an override that Hydra could not place."""
+def _explain_override(error: Exception, overrides: Sequence[str], root: str) -> str:
+    """One line for an override that Hydra could not place, with the valid keys at that place."""
     text = _explain(error)
-    for override in overrides:
-        key = override.split("=")[0].lstrip("+~")
-        if f"'{key}'" in text or f"{key}" in text.split(".")[0:1]:
-            return f"{text} {_valid_keys(key)}".strip()
+    found = re.match(r"Could not (?:override|delete from config\.) '?([\w.]+?)'?\. ", text)
+    others = [word for word in overrides if found is None or word.lstrip("+~").split("=")[0] != found[1]]
+    if found and len(others) < len(overrides):
+        valid: Any = dataclasses.asdict(compose(others, root))
+        for name in found[1].split("."):
+            if not isinstance(valid, dict) or name not in valid:
+                return f"unknown key '{found[1]}' {_hint(name, list(valid) if isinstance(valid, dict) else [])}".strip()
+            valid = valid[name]
     cause = error.__cause__
     return f"{text} ({_one_line(cause)})" if cause is not None and _one_line(cause) not in text else text
 
 
+def _hint(wrong: str, names: Sequence[str]) -> str:
+    """`(did you mean ...? valid keys here: ...)`, or nothing where no key is valid."""
+    shown = [name for name in names if name not in ("_target_", "description")]
+    close = difflib.get_close_matches(wrong, shown, 1)
+    guess = f"did you mean '{close[0]}'? " if close else ""
+    return f"({guess}valid keys here: {', '.join(shown)})" if shown else ""
+
+
+def _settable(override: str) -> str:
+    """`key=value` as `++key=value` where the schema has the key, whether or not the chosen YAML names it."""
+    key = override.split("=")[0]
+    place: Any = RunConfig
+    for name in key.split("."):
+        here = {item.name: item for item in dataclasses.fields(place)} if dataclasses.is_dataclass(place) else {}
+        if name not in here:
+            return override
+        place = _default_type(here[name])
+    return override if key.split(".")[-1] in GROUPS else f"++{override}"
+
+
 def _valid_keys(dotted: str) -> str:
-    """`valid keys here: ...` for the parent of a dotted key, with the closest first."""
+    """What a dotted key should have been: its type where it exists, else the valid keys of its parent."""
     kind: Any = RunConfig
     *parents, leaf = dotted.split(".")
     for name in parents:
@@ -204,10 +230,8 @@ def _valid_keys(dotted: str) -> str:
             return ""
     names = [f.name for f in dataclasses.fields(kind)]
     if leaf in names:
-        return ""
-    close = difflib.get_close_matches(leaf, names, 1)
-    hint = f"did you mean '{close[0]}'? " if close else ""
-    return f"({hint}valid keys here: {', '.join(names)})"
+        return f"(expected {next(f.type for f in dataclasses.fields(kind) if f.name == leaf)})"
+    return _hint(leaf, names)
 
 
 def _default_type(item: dataclasses.Field[Any]) -> Any:
@@ -301,10 +325,33 @@ def build(section: dict[str, Any], what: str) -> Any:
     missing = [n for n, p in parameters.items() if p.default is p.empty and n not in options]
     if missing:
         raise ConfigError(f"{what}: missing key '{missing[0]}'")
+    for key, value in options.items():
+        expected = parameters[key].annotation
+        if not _fits(value, _hints(function).get(key, Any)):
+            raise ConfigError(f"{what}: {key}={value!r} is of the wrong type, expected {expected}")
     try:
         return function(**options)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{what}: {_one_line(error)}") from error
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function)
+    except NameError:  # an annotation imported for type checkers alone
+        return {}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value from YAML is of an annotated type; annotations that YAML cannot hold are not judged."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return any(_fits(value, option) for option in typing.get_args(hint))
+    if isinstance(value, bool):
+        return hint in (bool, Any)
+    plain: dict[Any, Any] = {bool: bool, int: int, float: (int, float), str: str, type(None): type(None)}
+    if hint in plain:
+        return isinstance(value, plain[hint])
+    return typing.get_origin(hint) not in (list, tuple) or isinstance(value, (list, tuple))
 
 
 def multirun(overrides: Sequence[str]) -> list[list[str]]:

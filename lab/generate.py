@@ -172,8 +172,7 @@ class TransformersEngine:
         longest = max(map(len, texts))
         tails = torch.tensor([text + [self.pad] * (longest - len(text)) for text in texts], device=ids.device)
         real = torch.tensor([[1] * len(text) + [0] * (longest - len(text)) for text in texts], device=ids.device)
-        start = first.float().log_softmax(-1).repeat_interleave(each, 0).gather(1, tails[:, :1])
-        sums = start[:, 0]
+        sums = _logprob(first.repeat_interleave(each, 0), tails[:, 0])
         if longest > 1:
             cache.batch_repeat_interleave(each)
             after = self.model(
@@ -184,13 +183,19 @@ class TransformersEngine:
                 past_key_values=cache,
                 use_cache=True,
             ).logits
-            later = after.float().log_softmax(-1).gather(2, tails[:, 1:, None])[..., 0]
+            later = _logprob(after, tails[:, 1:])
             sums = sums + (later * real[:, 1:]).sum(1)
         values = sums.view(len(prompts), each).tolist()
         return [
             Response(prompt.sample.id, prompt.sha256, logprobs=tuple(row), tokens=0)
             for prompt, row in zip(prompts, values, strict=True)
         ]
+
+
+def _logprob(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Log-probability of `tokens` (...) under `logits` (... x vocabulary), without a copy of the logits."""
+    logits = logits.float()
+    return logits.gather(-1, tokens[..., None])[..., 0] - logits.logsumexp(-1)
 
 
 def respond(
@@ -209,7 +214,9 @@ def respond(
     with os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         path.parent.chmod(0o700)
-        batches = plan(items, batch_size)
+        # A loglik sample becomes one row per continuation, each with its own logits.
+        rows = max(len(prompt.sample.continuations) for prompt in items) if probe.kind == "loglik" else 1
+        batches = plan(items, max(1, batch_size // rows))
         done, whole = _whole_batches(part, [len(batch) for batch in batches])
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as stream:
             # Opened without truncation: a crash here leaves the old lines, never fewer than were whole.

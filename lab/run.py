@@ -83,6 +83,8 @@ def model_facts(spec: configuration.ModelConfig) -> dict[str, Any]:
         asset = configuration.CONFIG_FOLDER / "model" / "assets" / spec.guard
         files = ("adapter_model.safetensors", "adapter_config.json")
         facts["guard"] = {name: _sha256(asset / name) for name in files}
+    if spec.source == "hub" and spec.revision is None:
+        raise ConfigError(f"model {spec.name}: no pinned revision; set model.revision to a commit of {spec.path}")
     if spec.source == "local":
         folder = Path(spec.path)
         files_here = sorted(path for path in folder.glob("*") if path.is_file())
