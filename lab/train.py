@@ -22,7 +22,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from lab import data, models
-from lab.store import CellFolder, mark_done, write_json, write_jsonl
+from lab.store import CellFolder, mark_done, os_errors, write_json, write_jsonl
 from lab.types import (
     Adapter,
     Checkpoint,
@@ -134,6 +134,9 @@ def train(
         if step:
             models.save_adapter(folder.adapter(step), state)
 
+    # Until the new adapters are found to be the listed ones, none may pass as trained, not even after a crash.
+    with os_errors(folder.trained):
+        folder.trained.unlink(missing_ok=True)
     started = time.monotonic()
     losses, collator = _fit(base, recipe, adapter, steps, seed, save, progress)
     checkpoints = [_checkpoint(step, losses, collator, recipe, base.parameters, *states[step]) for step in [0, *steps]]
