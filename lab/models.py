@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,7 +22,7 @@ from transformers import (
 
 from lab.config import CONFIG_FOLDER, ModelConfig
 from lab.provenance import version
-from lab.store import cache_folder, digest, file_sha256, os_errors, read_json, text_sha256, write_json
+from lab.store import cache_folder, digest, file_sha256, os_errors, read_json, text_sha256, write_bytes, write_json
 from lab.types import ConfigError, InfrastructureError, IntegrityError
 
 if TYPE_CHECKING:
@@ -340,15 +339,8 @@ def save_adapter(path: Path, state: Mapping[str, Tensor]) -> None:
     """Write adapter weights as private safetensors, atomically."""
     with os_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        try:
-            save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, name)
-            Path(name).chmod(0o600)
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+    # Not safetensors' own file writer: it reports a full disk as an error of its own type.
+    write_bytes(path, save({key: value.detach().cpu().contiguous() for key, value in state.items()}), private=True)
 
 
 def load_adapter(path: Path) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lab import config as configuration
 from lab import data, measure, provenance, store
-from lab.types import Adapter, Budget, Cell, ConfigError, Probe, Recipe
+from lab.types import Adapter, Budget, Cell, ConfigError, InfrastructureError, Probe, Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -250,6 +250,7 @@ class Bases:
     def get(self, plan: CellPlan) -> tuple[Base, MeasuringCopy]:
         """The base and the measuring copy of a plan's load path."""
         import torch
+        from safetensors import SafetensorError
 
         from lab import models
 
@@ -257,7 +258,12 @@ class Bases:
         if self._key != key or self._base is None or self._copy is None:
             self._base = self._copy = None
             dtype = getattr(torch, plan.cell.facts["dtype"])
-            self._base = models.load_base(plan.config.model, plan.adapter.method, dtype)
+            try:
+                self._base = models.load_base(plan.config.model, plan.adapter.method, dtype)
+            except (OSError, SafetensorError) as error:
+                reason = " ".join(str(error).split())
+                spec = plan.config.model
+                raise InfrastructureError(f"model {spec.name} cannot be loaded from {spec.path}: {reason}") from error
             self._copy = models.MeasuringCopy(self._base)
             self._key = key
         return self._base, self._copy

@@ -74,7 +74,7 @@ def unusable(path: Path, error: OSError, verb: str) -> InfrastructureError:
         errno.EPERM: "permission denied: choose a folder you may use with `out=`",
         errno.EROFS: "read-only file system: choose another folder with `out=`",
         errno.ENOENT: "no such file",
-    }.get(error.errno or 0, error.strerror or str(error))
+    }.get(error.errno or 0, " ".join((error.strerror or str(error)).split()))
     return InfrastructureError(f"cannot {verb} {path}: {advice}")
 
 
@@ -130,7 +130,8 @@ def read_jsonl(path: Path) -> list[Any]:
     with os_errors(path, "read"):
         text = path.read_text("utf-8")
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+    # Not splitlines(): an answer may hold U+2028 or U+0085, which JSON leaves as they are.
+    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], 1):
         try:
             rows.append(json.loads(line))
         except ValueError as error:

@@ -192,7 +192,10 @@ def quiet() -> None:
     warnings.simplefilter("ignore")
     for name in ("transformers", "peft", "trl", "bitsandbytes", "datasets", "torch"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    from tqdm import tqdm  # type: ignore[import-untyped]
     from transformers.utils import logging as transformers_logging
 
+    # tqdm's own lock is a semaphore between processes, which a terminated worker would leave behind with a warning.
+    tqdm.set_lock(threading.RLock())
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
