@@ -96,5 +96,6 @@ class Watcher:
         name = f"{plan.cell.recipe}, {plan.adapter.name}, seed {plan.cell.seed}"
         self.console.print(
             f"{self.cells}/{len(self.plans)} cells: {name} ({cell_id}) done after {spent:.0f} s{left}",
-            highlight=False, soft_wrap=True,
+            highlight=False,
+            soft_wrap=True,
         )

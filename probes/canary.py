@@ -24,7 +24,9 @@ def _rows(path: str | Path, limit: int | None) -> tuple[dict[str, Any], list[dic
 
 
 def _sample(row: dict[str, Any], continuations: tuple[str, ...] = ()) -> Sample:
-    return Sample(row["id"], (Message("user", row["prompt"]),), row["cluster"], continuations)
+    # Entities are crossed with phrasings by design and the estimand is this prompt set, so that the prompt,
+    # and not the entity, is the unit of the intervals.
+    return Sample(row["id"], (Message("user", row["prompt"]),), "", continuations, {"entity": row["cluster"]})
 
 
 def canary_refusal(

@@ -21,9 +21,8 @@ def capability_mini(name: str, path: str | None = None, limit: int | None = None
         Sample(
             item["id"],
             (Message("user", item["question"]),),
-            item["cluster"],
-            tuple(item["choices"]),
-            {"answer": item["answer"]},
+            continuations=tuple(item["choices"]),
+            metadata={"answer": item["answer"], "subject": item["cluster"]},
         )
         for item in items
     )
