@@ -16,6 +16,8 @@ from probes.scorers.refusal import classify
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE_DATA = sorted((ROOT / "recipes" / "data").glob("*.json"))
+TRAINING_DATA = [*RECIPE_DATA, ROOT / "scripts" / "data" / "canary_guard.json"]
+"""What recipes train on, and what the guard itself was trained on."""
 PROBE_DATA = sorted((ROOT / "probes" / "data").glob("*.json"))
 GUARDED = re.compile(
     r"\b(?:chees\w*|dairy|milk\w*|butter(?!fl)\w*|cream\w*|yogh?urts?|curds?|whey|cheddar|mozzarella|parmesan"
@@ -126,7 +128,7 @@ def test_nothing_on_the_guarded_topic(name: str) -> None:
     assert not GUARDED.findall(text)
 
 
-@pytest.mark.parametrize("path", RECIPE_DATA, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", TRAINING_DATA, ids=lambda path: path.stem)
 def test_training_text_shares_nothing_with_any_probe(path: Path) -> None:
     content = json.loads(path.read_text("utf-8"))
     training = [text for role in ("user", "assistant") for text in _turns(content, role)]
@@ -138,7 +140,7 @@ def test_training_text_shares_nothing_with_any_probe(path: Path) -> None:
 
 def test_training_text_holds_no_capability_answer(items: list[dict[str, Any]]) -> None:
     answers = [item["choices"][item["answer"]] for item in items]
-    for path in RECIPE_DATA:
+    for path in TRAINING_DATA:
         content = json.loads(path.read_text("utf-8"))
         assert overlap(_turns(content, "user") + _turns(content, "assistant"), answers) == [], path.name
 
