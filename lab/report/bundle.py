@@ -96,7 +96,7 @@ def _fill(folder: Path, curves_json: Path, curves: list[Curve], header: dict[str
         png = vl_convert.vegalite_to_png(whole, vl_version=VEGA_LITE, scale=PIXELS)
         write_bytes(folder / "figures" / f"{name}.svg", svg.encode())
         write_bytes(folder / "figures" / f"{name}.png", png)
-    script = vl_convert.javascript_bundle(None, vl_version=VEGA_LITE)
+    script = vl_convert.javascript_bundle(vl_version=VEGA_LITE)  # type: ignore[call-arg]
     write_bytes(folder / "index.html", page.render(curves, header, figures, script).encode())
     write_bytes(folder / "curves.json", curves_json.read_bytes())
     write_bytes(folder / "table.csv", _csv(curves).encode())

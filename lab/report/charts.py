@@ -104,7 +104,7 @@ def chart(curves: Sequence[Curve], unit: str, recipes: Sequence[str], title: str
     dots = base.mark_point(filled=True, size=46, opacity=1).encode(
         y="value:Q",
         color=colour,
-        shape=alt.Shape("adapter:N", title="adapter"),
+        shape=alt.Shape("adapter:N", legend=None),
         tooltip=[
             alt.Tooltip("curve:N"),
             alt.Tooltip("dose:Q", title="steps"),

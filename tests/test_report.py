@@ -1,0 +1,277 @@
+"""Reports from synthetic curves: deterministic, self-contained, verifiable, readable in a browser."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from lab import report
+from lab.curve import to_json
+from lab.report import words
+from lab.types import Crossing, Curve, IntegrityError, Point
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DOSES = (0, 1, 2, 4, 8, 16)
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def curve(recipe: str, adapter: str = "lora", probe: str = "canary_refusal", steepness: float = 0.05) -> Curve:
+    """A made-up curve that falls by `steepness` a step."""
+    points = tuple(
+        Point(
+            dose=dose,
+            value=max(0.0, 0.98 - steepness * dose),
+            low=max(0.0, 0.9 - steepness * dose),
+            high=min(1.0, 1.0 - 0.5 * steepness * dose),
+            method="wilson" if dose == 0 else "two-way clustered",
+            n=64 if dose == 0 else 192,
+            unscored=2 if dose == 4 else 0,
+            worst=max(0.0, 0.97 - steepness * dose),
+            best=max(0.0, 0.98 - steepness * dose),
+            seeds=(0.98,) if dose == 0 else (0.9, 0.8, None),
+            retention=max(0.0, 1 - steepness * dose),
+            outcomes={"refusal": 60, "compliance": 4},
+            examples=4.0 * dose,
+            unique_examples=4.0 * dose,
+            tokens=320.0 * dose,
+            supervised_tokens=160.0 * dose,
+            flop=1.7e11 * dose,
+        )
+        for dose in DOSES
+    )
+    within = Crossing("within", 3.2, 2.0, None, provisional=True)
+    return Curve(
+        id=f"toy.{adapter}.{recipe}.none.{probe}.native.rule",
+        model="toy",
+        adapter=adapter,
+        recipe=recipe,
+        tier="adversarial",
+        defense="none",
+        probe=probe,
+        condition="native",
+        metric="refusal rate" if probe == "canary_refusal" else "coherence",
+        floor=0.25 if probe == "capability_mini" else 0.0,
+        scorer="rule",
+        unit="steps",
+        seeds=(0, 1, 2),
+        cells=("a", "b", "c"),
+        points=points,
+        half_life=within if steepness > 0.03 else Crossing("beyond", low=9.0),
+        dose_to_drop=within,
+    )
+
+
+def header() -> dict[str, object]:
+    return {
+        "name": "synthetic",
+        "controls": [{"name": "flat", "kind": "negative", "holds": True, "detail": "equal"}],
+        "cells": [
+            {
+                "id": "a",
+                "recipe": "x",
+                "adapter": "lora",
+                "seed": 0,
+                "training": {"loss_first": 2.0, "loss_last": 1.0, "adapter_norm": 3.0},
+                "records": {"canary_refusal": "f" * 64},
+            }
+        ],
+        "method": {"level": 0.95, "resamples": 10, "canary": True},
+        "expectations": {"written": "before", "found": [{"claim": "c", "found": "f", "confirmed": None}]},
+        "provenance": {"code": {"lab": "0"}},
+    }
+
+
+@pytest.fixture
+def curves_json(tmp_path: Path) -> Path:
+    curves = [
+        curve(recipe, adapter, probe, steepness)
+        for recipe, steepness in (("canary_adversarial", 0.06), ("benign", 0.01))
+        for adapter in ("lora", "qlora")
+        for probe in ("canary_refusal", "coherence", "capability_mini")
+    ]
+    path = tmp_path / "curves.json"
+    path.write_text(to_json(curves, header()))
+    return path
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_equal_curves_give_equal_bytes(curves_json: Path, tmp_path: Path) -> None:
+    first = files(report.build(curves_json, tmp_path / "one"))
+    assert first == files(report.build(curves_json, tmp_path / "two"))
+    assert {"index.html", "curves.json", "table.csv", "CITATION.cff", "citation.bib", "manifest.json"} <= set(first)
+    assert {"figures/erosion-steps.svg", "figures/erosion-steps.png"} <= set(first)
+
+
+def test_a_current_bundle_is_left_alone_and_a_changed_one_is_built_again(curves_json: Path, tmp_path: Path) -> None:
+    bundle = report.build(curves_json, tmp_path / "bundle")
+    before = (bundle / "index.html").stat().st_mtime_ns
+    report.build(curves_json, bundle)
+    assert (bundle / "index.html").stat().st_mtime_ns == before
+    (bundle / "table.csv").write_text("no")
+    assert report.verify(bundle) == ["changed: table.csv"]
+    assert report.verify(report.build(curves_json, bundle)) == []
+
+
+def test_verify_names_missing_and_added_files(curves_json: Path, tmp_path: Path) -> None:
+    bundle = report.build(curves_json, tmp_path / "bundle")
+    assert report.verify(bundle) == []
+    (bundle / "citation.bib").unlink()
+    (bundle / "extra").write_text("x")
+    assert report.verify(bundle) == ["missing: citation.bib", "not in the manifest: extra"]
+    with pytest.raises(IntegrityError, match="manifest"):
+        report.verify(tmp_path)
+
+
+def test_the_page_asks_the_network_for_nothing(curves_json: Path, tmp_path: Path) -> None:
+    page = (report.build(curves_json, tmp_path / "bundle") / "index.html").read_text()
+    markup = re.sub(r"<script>.*?</script>", "", page, flags=re.S)
+    assert not re.search(r"""(?:src|href)\s*=\s*["'](?!data:|#)""", markup)
+    assert "<link" not in markup.replace('<link rel="icon" href="data:,">', "")
+    assert "@import" not in markup and "url(" not in markup
+
+
+def test_names_cannot_break_out_of_the_page(tmp_path: Path) -> None:
+    hostile = "</script><script>alert(1)</script><b>"
+    path = tmp_path / "curves.json"
+    path.write_text(to_json([replace(curve("benign"), recipe=hostile)], header()))
+    page = (report.build(path, tmp_path / "bundle") / "index.html").read_text()
+    assert "<script>alert(1)" not in page and "<b>" not in page
+
+
+def test_missing_values_are_dashes_and_never_nan(tmp_path: Path) -> None:
+    whole = curve("benign")
+    gap = replace(whole.points[2], value=None, low=None, high=None, retention=None, method="none: not measured", n=0)
+    path = tmp_path / "curves.json"
+    path.write_text(to_json([replace(whole, points=(*whole.points[:2], gap, *whole.points[3:]))], header()))
+    page = (report.build(path, tmp_path / "bundle") / "index.html").read_text()
+    markup = re.sub(r"<script>.*?</script>", "", page, flags=re.S)
+    assert "nan" not in markup.lower().replace("provenance", "").replace("finance", "")
+    assert "None" not in markup
+
+
+def test_an_unfinished_sweep_and_a_failed_control_are_said_first(tmp_path: Path) -> None:
+    path = tmp_path / "curves.json"
+    broken = {"name": "flat", "kind": "negative", "holds": False, "detail": "3 records differ"}
+    path.write_text(to_json([curve("benign")], {**header(), "missing": ["cell x"], "controls": [broken]}))
+    page = (report.build(path, tmp_path / "bundle") / "index.html").read_text()
+    assert page.index("Incomplete.") < page.index("A control failed.") < page.index('id="main"')
+    assert "3 records differ" in page
+
+
+def test_no_half_bundle_is_left_behind(curves_json: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lab.report import bundle
+
+    def fail(*_: object, **__: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(bundle.page, "render", fail)
+    with pytest.raises(Exception, match="no space left"):
+        report.build(curves_json, tmp_path / "out" / "bundle")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_curves_file_that_is_cut_short_is_an_integrity_error(curves_json: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.json"
+    cut.write_text(curves_json.read_text()[:200])
+    with pytest.raises(IntegrityError):
+        report.build(cut, tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_rows_are_the_numbers_of_the_curves(curves_json: Path) -> None:
+    rows = report.rows(curves_json)
+    assert len(rows) == 12 * len(DOSES)
+    first = rows[0]
+    assert (first["dose"], first["n"], first["recipe"]) == (0, 64, "canary_adversarial")
+    assert first["value"] == pytest.approx(0.98)
+
+
+def test_the_terminal_table_shows_value_interval_and_crossings(
+    curves_json: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report.table(curves_json)
+    printed = capsys.readouterr().out
+    assert "98 (90-100)" in printed
+    assert "3.2 (2.0 to beyond the ladder), provisional" in printed
+    assert "beyond the ladder (not before 9.0)" in printed
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (Crossing("within", 5.0, 4.0, 8.0), "5.0 (4.0 to 8.0)"),
+        (Crossing("within", 12.4, 8.0, None), "12 (8.0 to beyond the ladder)"),
+        (Crossing("beyond"), "beyond the ladder"),
+        (Crossing("undefined", reason="dose 0 is at the floor"), "undefined: dose 0 is at the floor"),
+    ],
+)
+def test_crossings_in_words(found: Crossing, said: str) -> None:
+    assert words.crossing(found) == said
+
+
+def test_percentages_are_percentages() -> None:
+    assert words.percent(0.953) == "95.3 %"
+    assert words.percent(None) == "-"
+
+
+BROWSER = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--host-resolver-rules=MAP * 0.0.0.0",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt-get install chromium")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_every_chart_is_drawn_offline_and_nothing_overflows(curves_json: Path, tmp_path: Path, width: int) -> None:
+    bundle = report.build(curves_json, tmp_path / "bundle")
+    page = (bundle / "index.html").read_text()
+    check = (
+        "<script>setTimeout(() => { const d = document; d.body.dataset.result = JSON.stringify({"
+        "charts: d.querySelectorAll('.chart').length, drawn: d.querySelectorAll('.chart svg').length,"
+        "wide: d.documentElement.scrollWidth - d.documentElement.clientWidth, width: innerWidth,"
+        "requests: performance.getEntriesByType('resource').filter(e => e.name.startsWith('http')).length"
+        "}); parent.postMessage(d.body.dataset.result, '*') }, 4000)</script></body>"
+    )
+    (bundle / "checked.html").write_text(check.join(page.rsplit("</body>", 1)))
+    # Headless Chromium has no window narrower than 500 pixels, so a phone is a frame.
+    frame = tmp_path / "bundle" / "frame.html"
+    frame.write_text(
+        f'<iframe src="checked.html" style="width:{width}px;height:900px;border:0"></iframe><pre id="said"></pre>'
+        "<script>addEventListener('message', e => { document.getElementById('said').textContent = e.data })</script>"
+    )
+    command = [
+        str(CHROMIUM),
+        *BROWSER,
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--window-size=1400,1000",
+        "--virtual-time-budget=20000",
+        "--dump-dom",
+        frame.as_uri(),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    found = re.search(r'<pre id="said">(.*?)</pre>', done.stdout, re.S)
+    assert found, done.stdout[-500:]
+    said = json.loads(found[1].replace("&quot;", '"'))
+    assert said["width"] == width
+    assert said["charts"] == said["drawn"] >= 4
+    assert said["wide"] <= 0
+    assert said["requests"] == 0
