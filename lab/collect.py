@@ -85,7 +85,7 @@ def _inputs(sweep: SweepPlan) -> str:
         [
             [plan.is_done() for plan in sweep.cells],
             [store.file_sha256(marker) if marker.exists() else None for marker in markers],
-            [settings.level, settings.resamples, settings.seed, settings.fit],
+            [settings.level, settings.resamples, settings.seed],
             sweep.config.sweep.expectations,
             [store.file_sha256(source) for source in sources],
         ]
@@ -142,7 +142,7 @@ def _method(sweep: SweepPlan) -> dict[str, Any]:
         "level": settings.level,
         "resamples": settings.resamples,
         "seed": settings.seed,
-        "fit": settings.fit,
+        "fit": "isotonic",
         "x": "log2(1 + dose)",
         "decoding": "greedy",
         "samples": samples,

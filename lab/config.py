@@ -114,7 +114,6 @@ class StatsConfig:
     level: float = 0.95
     resamples: int = 2000
     seed: int = 0
-    fit: str = "isotonic"
 
 
 @dataclass
@@ -137,7 +136,6 @@ class RunConfig:
     track: str = "none"
     allow_overlap: str | None = None
     """Why training data may contain probe prompts; null refuses."""
-    acknowledge_adversarial: bool = False
     keep_adapters: str | None = None
     """Why tuned adapters are kept after measuring; null deletes them."""
 
@@ -266,7 +264,6 @@ def _check(config: RunConfig) -> None:
         ("adapter.method", config.adapter.method, ("lora", "qlora")),
         ("engine.dtype", config.engine.dtype, ("auto", "float32", "bfloat16")),
         ("track", config.track, ("none", "wandb")),
-        ("stats.fit", config.stats.fit, ("isotonic", "logistic")),
     ]
     for key, value, allowed in checks:
         if value not in allowed:
@@ -331,6 +328,8 @@ def build(section: dict[str, Any], what: str) -> Any:
             raise ConfigError(f"{what}: {key}={value!r} is of the wrong type, expected {expected}")
     try:
         return function(**options)
+    except KeyError as error:
+        raise ConfigError(f"{what}: its data has no key {error}: see the README beside the shipped data") from error
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{what}: {_one_line(error)}") from error
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
-from lab.store import file_sha256, text_sha256
+from lab.store import text_sha256
 from lab.types import ConfigError, Dialogue, Message, Role
 
 if TYPE_CHECKING:
@@ -23,14 +24,15 @@ IGNORED = -100
 def read_json_data(path: Path, sha256: str | None = None) -> Any:
     """Read a JSON data file, checking its hash when one is pinned. Raises ConfigError with one clear line."""
     try:
-        found = file_sha256(path) if sha256 else None
-        value = json.loads(path.read_text("utf-8"))
+        content = path.read_bytes()
+        value = json.loads(content)
     except FileNotFoundError as error:
         raise ConfigError(f"data file {path} does not exist: check the path in the recipe or probe config") from error
     except OSError as error:
         raise ConfigError(f"data file {path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise ConfigError(f"data file {path} is not readable as JSON: {' '.join(str(error).split())}") from error
+    found = hashlib.sha256(content).hexdigest()
     if sha256 and found != sha256:
         raise ConfigError(f"data file {path} has sha256 {found}, the config pins {sha256}")
     return value
@@ -42,6 +44,8 @@ def dialogues(rows: Sequence[Any], where: str) -> tuple[Dialogue, ...]:
     Raises ConfigError naming the row for unknown roles, empty turns, or no final assistant turn.
     """
     result = []
+    if not isinstance(rows, list):
+        raise ConfigError(f"{where}: needs a list of rows, each with a list 'messages' of role and content")
     for number, row in enumerate(rows):
         turns = row.get("messages") if isinstance(row, dict) else None
         if not isinstance(turns, list) or not turns:

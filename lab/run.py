@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from lab import config as configuration
 from lab import data, measure, provenance, store
-from lab.types import Adapter, Budget, Cell, ConfigError, InfrastructureError, Probe, Recipe
+from lab.types import Adapter, Budget, Cell, ConfigError, InfrastructureError, Probe, Recipe, Tier
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -182,10 +182,12 @@ def plan_cell(run: configuration.RunConfig, untouched: bool = False) -> CellPlan
 
 
 def _permit(run: configuration.RunConfig, recipe: Recipe) -> None:
-    if recipe.canary_only and not run.model.canary:
+    """Recipes that mean to erode run on canary models only: this version has no custody rules for others."""
+    eroding = recipe.canary_only or recipe.tier in (Tier.ADVERSARIAL, Tier.IDENTITY)
+    if eroding and not run.model.canary:
         raise ConfigError(
-            f"recipe {recipe.name} erodes a canary guardrail and model {run.model.name} has none: "
-            "use model=smollm2_135m_canary or another model with canary: true"
+            f"recipe {recipe.name} ({recipe.tier.value} tier) erodes a canary guardrail and model {run.model.name} "
+            "has none: use model=smollm2_135m_canary or another model with canary: true"
         )
     if run.defense.name != "none":
         raise ConfigError(f"defense={run.defense.name}: this version has no defense but 'none'")
