@@ -127,11 +127,10 @@ def write_jsonl(path: Path, rows: Iterable[Any], private: bool = False) -> None:
 
 def read_jsonl(path: Path) -> list[Any]:
     """Read JSON lines. Raises IntegrityError naming the first bad line."""
-    with os_errors(path, "read"):
-        text = path.read_text("utf-8")
+    content = _read(path)
     rows = []
     # Not splitlines(): an answer may hold U+2028 or U+0085, which JSON leaves as they are.
-    for number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], 1):
+    for number, line in enumerate(content.removesuffix(b"\n").split(b"\n") if content else [], 1):
         try:
             rows.append(json.loads(line))
         except ValueError as error:
