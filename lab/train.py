@@ -206,6 +206,8 @@ def _fit(
         finally:
             # Gives the base back without the adapter; nothing was merged, so its weights are untouched.
             trainer.model.unload()
+            # TRL leaves its own forward, bound to this very object: a deep copy would compute with the old weights.
+            vars(trained_on).pop("forward", None)
             base.model.eval()
     return keep.losses, collator
 
