@@ -120,6 +120,7 @@ def test_training_moves_the_adapter_and_leaves_the_base_as_it_was(base: Base, tm
     assert _same(before, base.model.state_dict())
     assert {name: type(module) for name, module in base.model.named_modules()} == kinds
     assert not base.model.training
+    assert "forward" not in vars(base.model), "a copy of the base must not compute with the base's weights"
     with torch.no_grad():
         assert torch.equal(base.model(prompt).logits, logits)
     assert base.parameters == sum(tensor.numel() for name, tensor in before.items() if name != "lm_head.weight")
