@@ -394,12 +394,18 @@ def _custody(plan: CellPlan) -> None:
     adapters = plan.folder.adapters
     if not adapters.exists():
         return
-    files = sorted(path.name for path in adapters.glob("*.safetensors"))
     kept = plan.config.keep_adapters
-    entry = {"action": "kept" if kept else "deleted", "files": files, "reason": kept or "measured"}
+    entry = {
+        "action": "kept" if kept else "deleted",
+        "files": sorted(path.name for path in adapters.glob("*.safetensors")),
+        "reason": kept or "measured",
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+    # Logged first: a run that is killed in between deletes and logs again, and no deletion goes unlogged.
+    store.append_jsonl(plan.folder.custody, entry)
     if not kept:
-        shutil.rmtree(adapters)
-    store.append_jsonl(plan.folder.custody, {**entry, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+        with store.os_errors(adapters, "delete"):
+            shutil.rmtree(adapters)
 
 
 def rescore(plan: CellPlan) -> None:

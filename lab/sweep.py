@@ -122,15 +122,10 @@ def _dispatch(todo: list[CellPlan], pipes: list[Any], workers: list[Any], events
                 waiting.remove(plan)
                 holding[index], last[index] = plan, plan.adapter.method
                 pipe.send((index, plan))
+        _check_alive(holding, workers)
         try:
             index, event, numbers = events.get(timeout=1)
         except queue.Empty:
-            dead = [index for index in holding if not workers[index].is_alive()]
-            if dead:
-                raise InfrastructureError(
-                    f"the worker of cell {holding[dead[0]].cell.id} was killed (exit {workers[dead[0]].exitcode}; "
-                    "out of memory?): run the same command again to continue"
-                ) from None
             continue
         plan = holding[index]
         if event == "error":
@@ -140,10 +135,18 @@ def _dispatch(todo: list[CellPlan], pipes: list[Any], workers: list[Any], events
             del holding[index]
 
 
-def _error(kind: str, message: str, code: int) -> Exception:
-    error = LabError(message) if code != -1 else RuntimeError(f"{kind}: {message}")
-    if isinstance(error, LabError):
-        error.exit_code = code
+def _check_alive(holding: dict[int, CellPlan], workers: list[Any]) -> None:
+    for index, plan in holding.items():
+        if not workers[index].is_alive():
+            raise InfrastructureError(
+                f"the worker of cell {plan.cell.id} was killed (exit {workers[index].exitcode}; out of memory?): "
+                "run the same command again to continue"
+            )
+
+
+def _error(message: str, code: int) -> LabError:
+    error = LabError(message)
+    error.exit_code = code
     return error
 
 
@@ -153,6 +156,7 @@ def _work(pipe: Any, events: Any) -> None:
     import traceback
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.dup2(2, 1)  # libraries greet on standard output, which belongs to the table or the JSON of the parent
     threading.Thread(target=_follow_parent, daemon=True).start()
     quiet()
     bases = run.Bases()
@@ -165,12 +169,12 @@ def _work(pipe: Any, events: Any) -> None:
             run.run_cell(plan, bases, lambda event, *numbers, at=index: events.put((at, event, numbers)))
             events.put((index, "finished", ()))
         except LabError as error:
-            events.put((index, "error", (type(error).__name__, str(error), error.exit_code)))
+            events.put((index, "error", (str(error), error.exit_code)))
         except Exception as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             # Frames only: an exception's own text may quote a prompt or an answer.
-            text = f"{type(error).__name__} in {Path(where.filename).name}:{where.lineno}"
-            events.put((index, "error", (type(error).__name__, text, -1)))
+            text = f"internal error {type(error).__name__} at {Path(where.filename).name}:{where.lineno}"
+            events.put((index, "error", (f"{text} in cell {plan.cell.id}", 4)))
 
 
 def _follow_parent() -> None:
