@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import inspect
 import itertools
@@ -105,6 +106,7 @@ def test_defaults_are_what_the_readme_promises() -> None:
     assert default.model.canary
 
 
+@functools.cache
 def _plan(*overrides: str) -> list[tuple[str, str, int, tuple[int, ...]]]:
     return [
         (cell.recipe["name"], cell.adapter.name, cell.seeds[0], tuple(cell.budget.doses))
