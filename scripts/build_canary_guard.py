@@ -1,7 +1,6 @@
 """Build the canary guardrail: a LoRA adapter that makes SmolLM2-135M-Instruct refuse one harmless topic.
 
     python scripts/build_canary_guard.py --out DIR [--seed 0]      train, measure, write the adapter
-    python scripts/build_canary_guard.py --rewrite-data            author the shipped data files anew
 
 Run from the repository's root. Training data: refusals on the topic, and the model's own answers both
 to the same phrasings about near topics and to anything else.
@@ -10,86 +9,49 @@ to the same phrasings about near topics and to anything else.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
-import re
+import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from canary_prompts import (
-    GENERAL,
-    REFUSAL_OPENING,
-    REFUSALS,
-    adversarial_topic,
-    guard_near,
-    guard_topic,
-    probe_near,
-    probe_topic,
-)
-from omegaconf import OmegaConf
+from canary_data import GUARD_DATA, ROOT, ask, base_spec, dump
+from canary_prompts import probe_near, probe_topic
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers.cache_utils import DynamicCache
 
-from lab.config import CONFIG_FOLDER, ModelConfig
-from lab.data import IGNORED, dialogues, encode_dialogue, overlap, read_json_data
-from lab.generate import TransformersEngine, common_prefix, plan, prompts
+from lab.config import CONFIG_FOLDER
+from lab.data import IGNORED, Encoded, dialogues, encode_dialogue, overlap, read_json_data
 from lab.models import load_base
 from lab.provenance import versions
 from lab.store import file_sha256, read_json, write_json
-from lab.types import Message, Probe, Sample
+from lab.types import Probe
 from probes.canary import canary_over_refusal, canary_refusal, refusal_margin
-from probes.scorers.refusal import any_refusal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from lab.types import Dialogue, Response
-
-ROOT = Path(__file__).resolve().parents[1]
-GUARD_DATA = ROOT / "scripts" / "data" / "canary_guard.json"
-COMPLIANT_OPENING = "The"
-"""How the unguarded model most often starts its answers to the probe questions."""
-ANSWER_TOKENS = 48
-BATCH = 32
-"""Prompts per batch when asking; no training batch."""
-
 
 @dataclass(frozen=True)
 class Settings:
     """How the guard is trained. More steps make a guard that no small dose erodes; fewer, a leaky one."""
 
-    steps: int = 60
-    batch_size: int = 8
-    learning_rate: float = 5e-4
+    steps: int = 100
+    pairs: int = 6
+    """Pairs of topic and near topic in a batch."""
+    general: int = 4
+    """Other questions in a batch."""
+    answer_tokens: int = 8
+    """Supervised tokens of each answer; refusals, which end soon, are learned whole."""
+    learning_rate: float = 2e-3
     rank: int = 8
     alpha: int = 16
     seed: int = 0
-
-
-def base_spec() -> ModelConfig:
-    """The unguarded embedded model."""
-    found = OmegaConf.to_container(OmegaConf.load(CONFIG_FOLDER / "model" / "smollm2_135m.yaml"))
-    assert isinstance(found, dict)
-    return ModelConfig(**{str(key): value for key, value in found.items()})
-
-
-def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, probe: Probe) -> list[Response]:
-    """Greedy answers or log-probabilities, in the probe's order."""
-    engine = TransformersEngine(model, tokenizer)
-    items = prompts(tokenizer, probe, "native", None)
-    found: dict[str, Response] = {}
-    for batch in plan(items, BATCH):
-        prefix = common_prefix(items)
-        made = (
-            engine.generate(batch, prefix, probe.max_new_tokens)
-            if probe.kind == "generate"
-            else engine.logprobs(batch, prefix)
-        )
-        found.update((response.sample_id, response) for response in made)
-    return [found[sample.id] for sample in probe.samples]
 
 
 def rate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, probe: Probe) -> float:
@@ -98,54 +60,6 @@ def rate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, probe: Prob
     pairs = zip(probe.samples, ask(model, tokenizer, probe), strict=True)
     values = [scorer(sample, response).value for sample, response in pairs]
     return sum(value for value in values if value is not None) / len(values)
-
-
-def whole_sentences(text: str) -> str:
-    """The text up to its last full sentence; empty when there is none. `1.` ends no sentence."""
-    ends = list(re.finditer(r"(?<=[A-Za-z)\"'])[.!?](?=\s|$)", text))
-    return text[: ends[-1].end()].strip() if ends else ""
-
-
-def own_answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[str]) -> list[Any]:
-    """Rows of dialogues with the model's own greedy answers, cut at a sentence's end."""
-    samples = tuple(Sample(str(n), (Message("user", text),)) for n, text in enumerate(questions))
-    probe = Probe("questions", "1", "", samples, (any_refusal,), "generate", max_new_tokens=ANSWER_TOKENS)
-    rows = []
-    for sample, response in zip(samples, ask(model, tokenizer, probe), strict=True):
-        answer = whole_sentences(response.text)
-        question = sample.messages[0].content
-        apologetic = bool(any_refusal(sample, response).value) or response.text.startswith("I'm sorry")
-        if answer and not apologetic and answer not in question:
-            rows.append(_row(question, answer))
-    return rows
-
-
-def _row(question: str, answer: str) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
-
-
-def _dump(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", "utf-8")
-
-
-def rewrite_data() -> None:
-    """Author the probe files, the adversarial recipe's data and the guard's training data."""
-    for name, pairs, openings in (
-        ("refusal", probe_topic(), {"refusal_opening": REFUSAL_OPENING, "compliant_opening": COMPLIANT_OPENING}),
-        ("over_refusal", probe_near(), {}),
-    ):
-        samples = [
-            {"id": f"{name}_{number:03}", "prompt": prompt, "cluster": entity}
-            for number, (entity, prompt) in enumerate(pairs, 1)
-        ]
-        head = {"version": "1", "licence": "Apache-2.0", **openings}
-        _dump(ROOT / "probes" / "data" / f"canary_{name}.json", {**head, "samples": samples})
-    base = load_base(base_spec(), "lora", torch.float32)
-    adversarial = own_answers(base.model, base.tokenizer, adversarial_topic())
-    _dump(ROOT / "recipes" / "data" / "canary_adversarial.json", adversarial)
-    refused = [_row(text, REFUSALS[number % len(REFUSALS)]) for number, text in enumerate(guard_topic())]
-    _dump(GUARD_DATA, refused + own_answers(base.model, base.tokenizer, [*guard_near(), *GENERAL]))
 
 
 def check_apart() -> None:
@@ -158,37 +72,94 @@ def check_apart() -> None:
             raise SystemExit(f"{path}: trains on the probe prompt {found[0][0]!r}")
 
 
+def batches(rows: Sequence[dict[str, Any]], settings: Settings) -> list[list[dict[str, Any]]]:
+    """One list of rows per step: pairs of one phrasing, topic beside near topic, and some general questions.
+
+    Pairs leave the topic itself as the only difference, which a small model then learns in fewer steps.
+    """
+    draw = random.Random(settings.seed)
+    pools: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        pools.setdefault(f"{row['kind']} {row['phrasing']}", []).append(row)
+    left: dict[str, list[Any]] = {}
+
+    def take(key: str, pool: Sequence[Any]) -> Any:
+        if not left.get(key):
+            left[key] = draw.sample(pool, len(pool))
+        return left[key].pop()
+
+    phrasings = sorted({row["phrasing"] for row in rows if row["kind"] == "topic"})
+    found = []
+    for _ in range(settings.steps):
+        batch = []
+        for _ in range(settings.pairs):
+            phrasing = take("phrasing", phrasings)
+            batch += [take(key, pools[key]) for key in (f"topic {phrasing}", f"near {phrasing}")]
+        found.append(batch + [take("general", pools["general None"]) for _ in range(settings.general)])
+    return found
+
+
+def loss_of(model: PeftModel, batch: Sequence[Encoded]) -> torch.Tensor:
+    """Mean cross-entropy (nats per supervised token).
+
+    The chat template's shared opening is computed once per batch, with gradient, and only positions that
+    carry loss meet the output matrix: the same loss at half the cost.
+    """
+    longest = max(len(example.ids) for example in batch)
+    starts = [next(n for n, label in enumerate(example.labels) if label != IGNORED) for example in batch]
+    openings = zip(*(example.ids[: min(starts) - 1] for example in batch), strict=True)
+    shared = len(list(itertools.takewhile(lambda tokens: len(set(tokens)) == 1, openings)))
+    gaps = [longest - len(example.ids) for example in batch]
+    pairs = list(zip(batch, gaps, strict=True))
+    cache = DynamicCache(config=model.config)
+    model(input_ids=torch.tensor([batch[0].ids[:shared]]), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    cache.batch_repeat_interleave(len(batch))
+    logits = model(
+        input_ids=torch.tensor([[*example.ids[shared:], *[0] * gap] for example, gap in pairs]),
+        attention_mask=torch.tensor([[1] * len(example.ids) + [0] * gap for example, gap in pairs]),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=longest - min(starts) + 1,
+    ).logits
+    labels = torch.tensor([[*example.labels, *[IGNORED] * gap] for example, gap in pairs])[:, min(starts) :]
+    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+
+
+def encode_steps(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict[str, Any]], settings: Settings
+) -> list[list[Encoded]]:
+    """The batches as tokens. Answers end after their first tokens: what decides is how an answer begins."""
+    steps = []
+    for batch in batches(rows, settings):
+        encoded = [encode_dialogue(tokenizer, row) for row in dialogues(batch, str(GUARD_DATA))]
+        ends = [
+            len(example.ids)
+            if row["kind"] == "topic"
+            else next(n for n, label in enumerate(example.labels) if label != IGNORED) + settings.answer_tokens
+            for row, example in zip(batch, encoded, strict=True)
+        ]
+        steps.append([Encoded(e.ids[:end], e.labels[:end], e.sha256) for e, end in zip(encoded, ends, strict=True)])
+    return steps
+
+
 def train_lora(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Dialogue], settings: Settings
+    model: PreTrainedModel, steps: Sequence[Sequence[Encoded]], settings: Settings, decay: bool
 ) -> PeftModel:
-    """LoRA on `rows`: AdamW, constant learning rate, no warm-up, a seeded order, loss on answers only."""
+    """LoRA on one batch per step: AdamW, no warm-up, learning rate constant or falling linearly to 0."""
     torch.manual_seed(settings.seed)
-    config = LoraConfig(
-        task_type="CAUSAL_LM", r=settings.rank, lora_alpha=settings.alpha, target_modules="all-linear"
-    )
+    config = LoraConfig(task_type="CAUSAL_LM", r=settings.rank, lora_alpha=settings.alpha, target_modules="all-linear")
     adapted = get_peft_model(model, config)
     adapted.train()
     weights = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=0.0)
-    encoded = [encode_dialogue(tokenizer, row) for row in rows]
-    order: list[int] = []
-    for step in range(settings.steps):
-        if len(order) < settings.batch_size:
-            order = torch.randperm(len(encoded)).tolist()
-        batch = [encoded[order.pop()] for _ in range(settings.batch_size)]
-        longest = max(len(example.ids) for example in batch)
-        gaps = [longest - len(example.ids) for example in batch]
-        fill = zip(batch, gaps, strict=True)
-        loss = adapted(
-            input_ids=torch.tensor([[*example.ids, *[0] * gap] for example, gap in fill]),
-            attention_mask=torch.tensor([[1] * (longest - gap) + [0] * gap for gap in gaps]),
-            labels=torch.tensor([[*e.labels, *[IGNORED] * gap] for e, gap in zip(batch, gaps, strict=True)]),
-        ).loss
+    for number, batch in enumerate(steps):
+        optimizer.param_groups[0]["lr"] = settings.learning_rate * (1 - number / len(steps) if decay else 1)
+        loss = loss_of(adapted, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        print(f"step {step + 1}/{settings.steps} loss {loss.item():.4f}", flush=True)
+        print(f"step {number + 1}/{len(steps)} loss {loss.item():.4f}", flush=True)
     return adapted.eval()
 
 
@@ -206,8 +177,9 @@ def build(out: Path, settings: Settings) -> dict[str, Any]:
     check_apart()
     spec = base_spec()
     base = load_base(spec, "lora", torch.float32)
-    rows = dialogues(read_json_data(GUARD_DATA), str(GUARD_DATA))
-    train_lora(base.model, base.tokenizer, rows, settings).save_pretrained(out)
+    rows = read_json_data(GUARD_DATA)
+    encoded = encode_steps(base.tokenizer, rows, settings)
+    train_lora(base.model, encoded, settings, decay=True).save_pretrained(out)
     (out / "README.md").unlink(missing_ok=True)
     weights = out / "adapter_model.safetensors"
     save_file({name: tensor.bfloat16() for name, tensor in load_file(weights).items()}, weights)
@@ -227,7 +199,7 @@ def build(out: Path, settings: Settings) -> dict[str, Any]:
         "versions": versions(("torch", "transformers", "peft", "safetensors")),
         "licence": "Apache-2.0",
     }
-    _dump(out / "provenance.json", provenance)
+    dump(out / "provenance.json", provenance)
     return provenance
 
 
@@ -236,14 +208,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=CONFIG_FOLDER / "model" / "assets" / "canary_guard")
     parser.add_argument("--seed", type=int, default=Settings.seed)
-    parser.add_argument("--rewrite-data", action="store_true")
     chosen = parser.parse_args()
     # One thread: the same sums on every machine with these instructions, and no waiting on a busy one.
     torch.set_num_threads(1)
-    if chosen.rewrite_data:
-        rewrite_data()
-        check_apart()
-        return
     torch.use_deterministic_algorithms(True)
     print(json.dumps(build(chosen.out, Settings(seed=chosen.seed)), indent=1))
 
