@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -13,8 +14,8 @@ import pytest
 
 from lab import report
 from lab.curve import to_json
-from lab.report import words
-from lab.types import Crossing, Curve, IntegrityError, Point
+from lab.report import charts, page, verdict, words
+from lab.types import ConfigError, Crossing, Curve, IntegrityError, Point
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -181,6 +182,64 @@ def test_no_half_bundle_is_left_behind(curves_json: Path, tmp_path: Path, monkey
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_a_folder_with_other_things_is_never_replaced(curves_json: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "thesis" / "chapter.tex"
+    mine.parent.mkdir()
+    mine.write_text("years of work")
+    with pytest.raises(ConfigError, match="no report bundle"):
+        report.build(curves_json, mine.parent)
+    assert mine.read_text() == "years of work"
+    (tmp_path / "empty").mkdir()
+    assert report.verify(report.build(curves_json, tmp_path / "empty")) == []
+
+
+def test_a_probe_called_like_a_path_stays_in_the_bundle(tmp_path: Path) -> None:
+    path = tmp_path / "curves.json"
+    path.write_text(to_json([replace(curve("benign"), probe="../../escaped")], header()))
+    bundle = report.build(path, tmp_path / "deep" / "bundle")
+    found = list(tmp_path.rglob("*escaped*"))
+    assert found and all(bundle in path.parents for path in found)
+    assert report.verify(bundle) == []
+
+
+def test_figures_and_report_are_known_by_the_hash_of_their_numbers(curves_json: Path, tmp_path: Path) -> None:
+    sha256 = hashlib.sha256(curves_json.read_bytes()).hexdigest()
+    bundle = report.build(curves_json, tmp_path / "bundle")
+    for name in ("index.html", "CITATION.cff", "citation.bib", "manifest.json"):
+        assert sha256 in (bundle / name).read_text(), name
+    svg = (bundle / "figures" / "erosion-steps.svg").read_text()
+    assert "canary adversarial" in svg and "qlora" in svg, "a figure that is shown alone needs its legend"
+
+
+def test_ticks_are_real_doses(curves_json: Path) -> None:
+    curves = [curve("benign")]
+    where = charts.axis(curves, "examples")
+    ticks = where.altair(DOSES).to_dict()["axis"]["values"]
+    assert ticks == pytest.approx([where.place(point.examples) for point in curves[0].points])
+
+
+def test_the_verdict_says_what_moved_what_did_not_and_how_sure_it_is() -> None:
+    fast, slow = curve("canary_adversarial", steepness=0.06), curve("benign", steepness=0.001)
+    slow = replace(slow, dose_to_drop=Crossing("beyond", provisional=True), half_life=Crossing("beyond"))
+    beside = curve("canary_adversarial", probe="coherence", steepness=0.001)
+    said = verdict.paragraph([slow, fast], [slow, fast, beside], 0.95)
+    assert "refusal rate of 98.0 % (95 % interval 90.0 to 100.0 %, n = 64)" in said
+    assert "soonest under canary adversarial, lora: after 3.2 steps (2.0 to beyond the ladder)" in said
+    assert "coherence 96.4 % (from 98.0 %)" in said
+    assert "No ten-point drop was found under benign, lora, up to 16 steps." in said
+    assert "provisional: 3 seeds" in said
+    single = replace(fast, seeds=(0,))
+    assert "single run, no recipe-level claim" in verdict.paragraph([single], [single], 0.95)
+    assert "no claim about the recipe" in verdict.sentence(single)
+    unmeasured = replace(fast, points=(*fast.points[:-1], replace(fast.points[-1], value=None, low=None, high=None)))
+    assert "could not be measured at the last dose" in verdict.sentence(unmeasured)
+
+
+def test_a_kind_of_control_that_is_absent_is_said_to_be_not_run() -> None:
+    states = {control["kind"]: control["state"] for control in page.controls(header())}
+    assert states == {"negative": "holds", "positive": "not run"}
+
+
 def test_a_curves_file_that_is_cut_short_is_an_integrity_error(curves_json: Path, tmp_path: Path) -> None:
     cut = tmp_path / "cut.json"
     cut.write_text(curves_json.read_text()[:200])
@@ -202,8 +261,11 @@ def test_the_terminal_table_shows_value_interval_and_crossings(
 ) -> None:
     report.table(curves_json)
     printed = capsys.readouterr().out
-    assert "98 (90-100)" in printed
-    assert "3.2 (2.0 to beyond the ladder), provisional" in printed
+    assert re.search(r"canary_adversarial +lora +0 +98\.0 % +90\.0 to 100\.0 % +64 +0 +98\.0 %", printed)
+    assert re.search(r" 4 +74\.0 % +66\.0 to 88\.0 % +192 +2 +74\.0 % \[2 unscored\]", printed)
+    assert re.search(
+        r"canary_refusal +benign +lora +3\.2 \(2\.0 to beyond the ladder\) .*provisional: 3 seeds", printed
+    )
     assert "beyond the ladder (not before 9.0)" in printed
 
 

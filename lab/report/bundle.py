@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import shutil
 import tempfile
@@ -17,7 +18,7 @@ import vl_convert
 from lab.curve import from_json
 from lab.report import charts, page, terminal
 from lab.store import file_sha256, os_errors, read_json, write_bytes, write_json
-from lab.types import IntegrityError
+from lab.types import ConfigError, IntegrityError
 
 if TYPE_CHECKING:
     from lab.types import Curve
@@ -46,10 +47,13 @@ def table(curves_json: Path) -> None:
 def build(curves_json: Path, out: Path) -> Path:
     """Write the bundle into `out`, whole or not at all; a bundle of the same curves is left as it is.
 
-    Raises IntegrityError for a broken `curves.json`, InfrastructureError when `out` cannot be written.
+    Raises IntegrityError for a broken `curves.json`, ConfigError when `out` holds something else than a
+    bundle, InfrastructureError when it cannot be written.
     """
     if _is_current(curves_json, out):
         return out
+    if _holds_something_else(out):
+        raise ConfigError(f"{out} exists and is no report bundle (no {MANIFEST}): name a new or an empty folder")
     curves, header = load(curves_json)
     if not curves:
         raise IntegrityError(f"{curves_json} holds no curve: no cell is finished yet")
@@ -70,6 +74,12 @@ def build(curves_json: Path, out: Path) -> Path:
     return out
 
 
+def _holds_something_else(out: Path) -> bool:
+    """A bundle replaces its folder whole: what else lies there would be lost."""
+    with os_errors(out, "read"):
+        return out.exists() and not (out / MANIFEST).is_file() and (out.is_file() or any(out.iterdir()))
+
+
 def _is_current(curves_json: Path, out: Path) -> bool:
     manifest = out / MANIFEST
     if not manifest.is_file():
@@ -77,7 +87,7 @@ def _is_current(curves_json: Path, out: Path) -> bool:
     known = read_json(manifest)
     return bool(
         known.get("built_with") == _built_with()
-        and known["files"].get("curves.json") == file_sha256(curves_json)
+        and known.get("files", {}).get("curves.json") == file_sha256(curves_json)
         and not verify(out)
     )
 
@@ -90,17 +100,17 @@ def _built_with() -> dict[str, str]:
 
 def _fill(folder: Path, curves_json: Path, curves: list[Curve], header: dict[str, Any]) -> None:
     figures = page.figures(curves)
+    sha256 = file_sha256(curves_json)
     for name, spec in figures.items():
-        whole = charts.fixed(spec)
-        svg = vl_convert.vegalite_to_svg(whole, vl_version=VEGA_LITE)
-        png = vl_convert.vegalite_to_png(whole, vl_version=VEGA_LITE, scale=PIXELS)
+        svg = vl_convert.vegalite_to_svg(charts.fixed(spec), vl_version=VEGA_LITE)
+        png = vl_convert.svg_to_png(svg, scale=PIXELS)
         write_bytes(folder / "figures" / f"{name}.svg", svg.encode())
         write_bytes(folder / "figures" / f"{name}.png", png)
     script = vl_convert.javascript_bundle(vl_version=VEGA_LITE)  # type: ignore[call-arg]
-    write_bytes(folder / "index.html", page.render(curves, header, figures, script).encode())
+    write_bytes(folder / "index.html", page.render(curves, header, figures, script, sha256).encode())
     write_bytes(folder / "curves.json", curves_json.read_bytes())
     write_bytes(folder / "table.csv", _csv(curves).encode())
-    citation = page.citation(header, file_sha256(curves_json))
+    citation = page.citation(header, sha256)
     write_bytes(folder / "CITATION.cff", citation["cff"].encode())
     write_bytes(folder / "citation.bib", citation["bibtex"].encode())
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -109,11 +119,15 @@ def _fill(folder: Path, curves_json: Path, curves: list[Curve], header: dict[str
 
 
 def _csv(curves: list[Curve]) -> str:
+    """The rows as text: lists and counts are JSON inside their cell."""
     stream = io.StringIO()
-    rows = [{key: value for key, value in row.items() if key != "outcomes"} for row in terminal.rows(curves)]
-    writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+    table = [
+        {key: json.dumps(cell, sort_keys=True) if isinstance(cell, list | dict) else cell for key, cell in row.items()}
+        for row in terminal.rows(curves)
+    ]
+    writer = csv.DictWriter(stream, list(table[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(table)
     return stream.getvalue()
 
 

@@ -8,15 +8,36 @@ from typing import TYPE_CHECKING, Any
 
 import altair as alt
 
+from lab.report.words import name
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lab.types import Curve, Point
 
 UNITS = {"steps": "optimizer steps", "examples": "examples", "tokens": "tokens", "flop": "training FLOP"}
-PALETTE = ("#D55E00", "#0072B2", "#009E73", "#999999", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Okabe and Ito's colours: told apart with every common colour vision."""
+CONTROL = "#7f7f7f"
+DASHES = ((1, 0), (6, 4), (2, 3), (9, 3, 2, 3))
+SHAPES = ("circle", "square", "triangle-up", "diamond")
 FONT = "system-ui, sans-serif"
+
+
+@dataclass(frozen=True)
+class Styles:
+    """What each recipe and variant looks like, the same on every chart of a report."""
+
+    colours: dict[str, str]
+    variants: tuple[str, ...]
+
+    def dash(self, variant: str) -> tuple[int, ...]:
+        """Dash pattern of a variant, in pixels drawn and left out."""
+        return DASHES[self.variants.index(variant) % len(DASHES)]
+
+    def shape(self, variant: str) -> str:
+        """Vega's name of a variant's marker."""
+        return SHAPES[self.variants.index(variant) % len(SHAPES)]
 
 
 @dataclass(frozen=True)
@@ -32,16 +53,22 @@ class Axis:
         return math.log2(1 + amount / self.first)
 
     def altair(self, steps: Sequence[int]) -> alt.X:
-        """The encoding: ticks at the rungs in steps, at doublings in other units, labelled in the unit."""
-        ticks = [self.place(dose) for dose in steps] if self.unit == "steps" else _doublings(self.place(self.last))
-        form = "d" if self.unit == "steps" else ".2~e" if self.unit == "flop" else ".2~s"
-        label = f"format((pow(2, datum.value) - 1) * {self.first!r}, '{form}')"
-        axis = alt.Axis(values=ticks, labelExpr=label, title=f"dose ({UNITS[self.unit]})", grid=False)
+        """The encoding: ticks at the rungs in steps, at doublings of the first rung in other units."""
+        amounts = list(steps) if self.unit == "steps" else _doublings(self.first, self.last)
+        form = "d" if self.unit == "steps" else ".1e" if self.unit == "flop" else ".3~s"
+        label = f"datum.value < 0.001 ? '0' : format((pow(2, datum.value) - 1) * {self.first!r}, '{form}')"
+        axis = alt.Axis(
+            values=[self.place(value) for value in amounts],
+            labelExpr=label,
+            labelOverlap="parity",
+            title=f"dose ({UNITS[self.unit]})",
+            grid=False,
+        )
         return alt.X("x:Q", axis=axis, scale=alt.Scale(nice=False, zero=True))
 
 
-def _doublings(last: float) -> list[float]:
-    return [float(place) for place in range(math.ceil(last) + 1)]
+def _doublings(first: float, last: float) -> list[float]:
+    return [0.0, *(first * 2.0**power for power in range(math.floor(math.log2(last / first) + 1e-9) + 1))]
 
 
 def amount(point: Point, unit: str) -> float:
@@ -57,12 +84,24 @@ def axis(curves: Sequence[Curve], unit: str) -> Axis:
     return Axis(unit, min(amounts), max(amounts))
 
 
+def variant(curve: Curve) -> str:
+    """What tells curves of one recipe apart: the adapter, and a defense where there is one."""
+    return curve.adapter if curve.defense == "none" else f"{curve.adapter}, {curve.defense}"
+
+
 def label(curve: Curve) -> str:
     """What a reader calls the curve: recipe, then adapter, defense and condition where they say something."""
-    parts = [curve.recipe.replace("_", " "), curve.adapter]
-    parts += [curve.defense] if curve.defense != "none" else []
-    parts += [f"{curve.condition} prompt"] if curve.condition != "native" else []
-    return ", ".join(parts)
+    condition = "" if curve.condition == "native" else f", {curve.condition} prompt"
+    return f"{name(curve.recipe)}, {variant(curve)}{condition}"
+
+
+def styles(curves: Sequence[Curve]) -> Styles:
+    """One colour per recipe (grey for controls), one dash and marker per variant, in order of appearance."""
+    colours: dict[str, str] = {}
+    for curve in curves:
+        used = sum(colour != CONTROL for colour in colours.values())
+        colours.setdefault(name(curve.recipe), CONTROL if curve.tier == "control" else PALETTE[used % len(PALETTE)])
+    return Styles(colours, tuple(dict.fromkeys(variant(curve) for curve in curves)))
 
 
 def _rows(curves: Sequence[Curve], where: Axis) -> list[dict[str, Any]]:
@@ -73,11 +112,12 @@ def _rows(curves: Sequence[Curve], where: Axis) -> list[dict[str, Any]]:
             "value": point.value,
             "low": point.low,
             "high": point.high,
-            "curve": label(curve),
-            "recipe": curve.recipe,
-            "adapter": curve.adapter,
+            "curve": f"{curve.model}: {label(curve)}",
+            "recipe": name(curve.recipe),
+            "adapter": variant(curve),
             "n": point.n,
             "unscored": point.unscored,
+            "seeds": len(curve.seeds),
         }
         for curve in curves
         for point in curve.points
@@ -85,26 +125,34 @@ def _rows(curves: Sequence[Curve], where: Axis) -> list[dict[str, Any]]:
     ]
 
 
-def chart(curves: Sequence[Curve], unit: str, recipes: Sequence[str], title: str, height: int = 320) -> alt.LayerChart:
-    """Curves of one probe with their interval bands; colour is the recipe, dashes are the adapter."""
+def chart(curves: Sequence[Curve], unit: str, look: Styles, title: str, height: int = 320) -> alt.LayerChart:
+    """Curves of one probe with their interval bands; colour is the recipe, dashes and markers the adapter."""
     where = axis(curves, unit)
     steps = sorted({point.dose for curve in curves for point in curve.points})
-    colours = alt.Scale(domain=list(recipes), range=[PALETTE[i % len(PALETTE)] for i in range(len(recipes))])
-    colour = alt.Color("recipe:N", scale=colours, title="recipe")
-    floor = curves[0].floor
+    recipes = list(dict.fromkeys(name(curve.recipe) for curve in curves))
+    colours = alt.Scale(domain=recipes, range=[look.colours[recipe] for recipe in recipes])
+    present = [item for item in look.variants if item in {variant(curve) for curve in curves}]
+    dashes = alt.Scale(domain=present, range=[list(look.dash(item)) for item in present])
+    shapes = alt.Scale(domain=present, range=[look.shape(item) for item in present])
     base = alt.Chart(alt.Data(values=_rows(curves, where))).encode(x=where.altair(steps), detail="curve:N")
     limits = alt.Scale(domain=[0, 1])
-    percent = alt.Axis(format="%", title=curves[0].metric)
-    band = base.mark_area(opacity=0.16).encode(y=alt.Y("low:Q", scale=limits, axis=percent), y2="high:Q", color=colour)
-    line = base.mark_line(strokeWidth=2).encode(
-        y=alt.Y("value:Q", scale=limits, axis=percent),
+    percent = alt.Axis(format="%", title=curves[0].metric, tickCount=5)
+    value = alt.Y("value:Q", scale=limits, axis=percent)
+    # Equal on every layer: a legend is merged, and takes the faintest layer's opacity if it is not told.
+    key = alt.Legend(symbolType="stroke", symbolOpacity=1, symbolStrokeWidth=3)
+    colour = alt.Color("recipe:N", scale=colours, title="recipe", legend=key)
+    band = base.mark_area(opacity=0.13).encode(y=alt.Y("low:Q", scale=limits, axis=percent), y2="high:Q", color=colour)
+    line = base.mark_line(strokeWidth=2.2).encode(
+        y=value,
         color=colour,
-        strokeDash=alt.StrokeDash("adapter:N", title="adapter"),
+        strokeDash=alt.StrokeDash(
+            "adapter:N", scale=dashes, title="adapter", legend=alt.Legend(symbolOpacity=1, symbolSize=90)
+        ),
     )
-    dots = base.mark_point(filled=True, size=46, opacity=1).encode(
-        y="value:Q",
+    dots = base.mark_point(filled=True, size=52, opacity=1).encode(
+        y=value,
         color=colour,
-        shape=alt.Shape("adapter:N", legend=None),
+        shape=alt.Shape("adapter:N", scale=shapes, legend=None),
         tooltip=[
             alt.Tooltip("curve:N"),
             alt.Tooltip("dose:Q", title="steps"),
@@ -113,19 +161,27 @@ def chart(curves: Sequence[Curve], unit: str, recipes: Sequence[str], title: str
             alt.Tooltip("high:Q", format=".1%"),
             alt.Tooltip("n:Q"),
             alt.Tooltip("unscored:Q"),
+            alt.Tooltip("seeds:Q"),
         ],
     )
     layers: list[Any] = [band, line, dots]
-    if floor > 0:
-        rule = alt.Chart(alt.Data(values=[{"y": floor}])).mark_rule(strokeDash=[2, 4], color="#555")
+    if curves[0].floor > 0:
+        rule = alt.Chart(alt.Data(values=[{"y": curves[0].floor}])).mark_rule(strokeDash=[2, 4], color="#555")
         layers.insert(0, rule.encode(y=alt.Y("y:Q", scale=limits)))
     whole: alt.LayerChart = (
         alt.layer(*layers)
-        .properties(width="container", height=height, title=title)
+        .properties(
+            width="container",
+            height=height,
+            title=title,
+            description=f"{curves[0].metric} by dose in {UNITS[unit]}: {'; '.join(label(curve) for curve in curves)}",
+        )
         .configure(font=FONT, background="white")
         .configure_view(stroke=None)
-        .configure_axis(gridColor="#eee", labelFontSize=12, titleFontSize=12)
-        .configure_legend(orient="bottom", columns=3, labelFontSize=12, labelLimit=220)
+        .configure_axis(gridColor="#e8ebee", labelFontSize=12, titleFontSize=12, titleFontWeight="normal")
+        .configure_axisX(domainColor="#8b949e", tickColor="#8b949e")
+        .configure_axisY(domain=False, ticks=False)
+        .configure_legend(orient="bottom", symbolSize=300, symbolStrokeWidth=2.5, labelFontSize=12, labelLimit=260)
         .configure_title(anchor="start", fontSize=14)
     )
     return whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,49 +11,51 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from lab.report import charts, words
-from lab.store import canonical, text_sha256
+from lab.report import charts, verdict, words
+from lab.report.terminal import headline
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from lab.types import Curve
 
-HEADLINE = "refusal rate"
-"""The metric of the first chart; a report without one starts with its first curve's metric."""
+Specs = dict[str, dict[str, Any]]
+"""Vega-Lite specifications by file name, without extension."""
+KINDS = ("negative", "positive")
 
 
-def headline(curves: Sequence[Curve]) -> list[Curve]:
-    """The curves of the first chart: native refusal, else the first probe's."""
-    found = [curve for curve in curves if curve.metric == HEADLINE and curve.condition == "native"]
-    first = found[0] if found else curves[0]
-    return [c for c in curves if (c.probe, c.condition, c.scorer) == (first.probe, first.condition, first.scorer)]
-
-
-def figures(curves: Sequence[Curve]) -> dict[str, dict[str, Any]]:
-    """Vega-Lite specifications by file name: the headline in every unit, then one chart per probe."""
-    recipes = sorted({curve.recipe for curve in curves}, key=[curve.recipe for curve in curves].index)
+def figures(curves: Sequence[Curve]) -> Specs:
+    """The headline in every unit of dose, then one chart per probe, condition and scorer."""
+    look = charts.styles(curves)
     main = headline(curves)
     found = {
-        f"erosion-{unit}": charts.chart(main, unit, recipes, "", 360).to_dict()
+        f"erosion-{unit}": charts.chart(main, unit, look, "", 380).to_dict()
         for unit in charts.UNITS
         if unit == "steps" or any(charts.amount(point, unit) for curve in main for point in curve.points)
     }
     groups: dict[tuple[str, str, str], list[Curve]] = {}
-    for curve in curves:
+    for curve in sorted(curves, key=lambda item: item.condition != "native"):
         groups.setdefault((curve.probe, curve.condition, curve.scorer), []).append(curve)
+    scorers = Counter((probe, condition) for probe, condition, _ in groups)
     for (probe, condition, scorer), group in groups.items():
-        several = Counter((other[0], other[1]) for other in groups)[(probe, condition)] > 1
-        title = probe.replace("_", " ") + ("" if condition == "native" else f" ({condition} prompt)")
-        name = "-".join([probe, condition, *([scorer] if several else [])])
-        found[name] = charts.chart(group, "steps", recipes, title, 230).to_dict()
+        title = words.name(probe) + ("" if condition == "native" else f" ({condition} prompt)")
+        many = scorers[(probe, condition)] > 1
+        title += f", {scorer}" if many else ""
+        file = _file_name("-".join([probe, condition, *([scorer] if many else [])]), found)
+        found[file] = charts.chart(group, "steps", look, title, 210).to_dict()
     return found
+
+
+def _file_name(text: str, taken: Specs) -> str:
+    """A name that stays inside the bundle, whatever a probe is called."""
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "_", text)[:100]
+    return plain if plain not in taken else f"{plain}-{len(taken)}"
 
 
 def _embeddable(value: Any) -> Markup:
     """JSON that cannot close its script element, whatever names the curves carry."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028"))
+    return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))
 
 
 def citation(header: dict[str, Any], sha256: str) -> dict[str, str]:
@@ -76,35 +79,84 @@ def citation(header: dict[str, Any], sha256: str) -> dict[str, str]:
     return {"cff": cff, "bibtex": bibtex}
 
 
-def render(curves: Sequence[Curve], header: dict[str, Any], specs: dict[str, dict[str, Any]], script: str) -> str:
-    """The whole page. Every number on it comes from `curves` and `header`."""
+def controls(header: dict[str, Any]) -> list[dict[str, str]]:
+    """Every control with its state in words; a kind of control that is absent is `not run`."""
+    state = {True: "holds", False: "FAILS", None: "cannot be told"}
+    found = [
+        {
+            "name": str(control.get("name", "")),
+            "kind": str(control.get("kind", "")),
+            "state": state.get(control.get("holds"), "cannot be told"),
+            "detail": str(control.get("detail", "")),
+        }
+        for control in header["controls"]
+    ]
+    for kind in KINDS:
+        if not any(control["kind"] == kind for control in found):
+            found.append({"name": f"any {kind} control", "kind": kind, "state": "not run", "detail": ""})
+    return found
+
+
+def _marks(look: charts.Styles, main: Sequence[Curve]) -> list[dict[str, str]]:
+    """The page's legend: one entry per curve of the first chart, drawn as the charts draw it."""
+    entries = {charts.label(curve): curve for curve in main}
+    return [
+        {
+            "label": text,
+            "colour": look.colours[words.name(curve.recipe)],
+            "dash": " ".join(str(length) for length in look.dash(charts.variant(curve))),
+            "shape": look.shape(charts.variant(curve)),
+            "tier": curve.tier,
+        }
+        for text, curve in entries.items()
+    ]
+
+
+def _unbroken(text: str) -> str:
+    """Numbers stay on the line of their unit."""
+    return text.replace(" %", "\u00a0%").replace("n = ", "n\u00a0=\u00a0")
+
+
+def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings as rows of a table: dotted key, value in words."""
+    if isinstance(value, dict):
+        return [row for key in sorted(value) for row in _flat(value[key], f"{prefix}.{key}" if prefix else key)]
+    if isinstance(value, list):
+        return [(prefix, ", ".join(str(item) for item in value) or "none")]
+    return [(prefix, "unknown" if value is None else {True: "yes", False: "no"}.get(value, str(value)))]
+
+
+def render(curves: Sequence[Curve], header: dict[str, Any], specs: Specs, script: str, sha256: str) -> str:
+    """The whole page. Every number on it comes from `curves` and `header`; `sha256` is that of `curves.json`."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {
-        "percent": words.percent,
-        "number": words.number,
-        "crossing": words.crossing,
-        "interval": words.interval,
-    }
+    for function in (words.percent, words.number, words.flop, words.crossing, words.share, words.bounds, words.remark):
+        environment.filters[function.__name__] = function
     main = headline(curves)
-    ordered = sorted(curves, key=lambda curve: (curve not in main, curve.probe, curve.condition))
-    failed = [control for control in header["controls"] if control["holds"] is False]
-    text = environment.from_string((Path(__file__).parent / "page.html").read_text("utf-8")).render(
-        name=header["name"],
+    level = float(header["method"].get("level") or 0.95)
+    probes: dict[str, list[Curve]] = {}
+    for curve in sorted(curves, key=lambda item: (item not in main, item.probe != main[0].probe)):
+        probes.setdefault(curve.probe, []).append(curve)
+    page = environment.from_string((Path(__file__).parent / "page.html").read_text("utf-8")).render(
         header=header,
-        curves=ordered,
         main=main,
-        sentences=[words.verdict(curve) for curve in main if curve.tier != "control"],
-        failed=failed,
+        probes=probes,
+        level=f"{100 * level:g} %",
+        models=verdict.several_models(curves),
+        paragraph=_unbroken(verdict.paragraph(main, curves, level)),
+        sentences=[(charts.label(c), c.tier, _unbroken(verdict.sentence(c))) for c in main if c.tier != "control"],
+        marks=_marks(charts.styles(curves), main),
+        controls=controls(header),
         label=charts.label,
-        units={name: unit for unit, name in ((u, f"erosion-{u}") for u in charts.UNITS) if name in specs},
-        unit_words=charts.UNITS,
-        others=[name for name in specs if not name.startswith("erosion-")],
+        name=words.name,
+        flat=_flat,
+        units={unit: title for unit, title in charts.UNITS.items() if f"erosion-{unit}" in specs},
+        others=[file for file in specs if not file.startswith("erosion-")],
+        methods=sorted({point.method.split(",")[0] for curve in curves for point in curve.points}),
         specs=_embeddable(specs),
         script=Markup(script.replace("</script", "<\\/script")),
-        single=all(len(curve.seeds) == 1 for curve in curves),
-        provisional=any(curve.half_life.provisional for curve in main),
-        flop=max((point.flop for curve in curves for point in curve.points), default=0.0),
-        content_id=text_sha256(canonical([curve.id for curve in curves]))[:12],
-        json=lambda value: json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False),
+        single=all(len(curve.seeds) == 1 for curve in main),
+        most_flop=max((point.flop for curve in curves for point in curve.points), default=0.0),
+        sha256=sha256,
+        bibtex=citation(header, sha256)["bibtex"],
     )
-    return text + "\n"
+    return page + "\n"

@@ -5,28 +5,45 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from lab.types import Crossing, Curve, Point
+
+UNTOLD = "-"
+
+
+def name(identifier: str) -> str:
+    """`canary_adversarial` -> `canary adversarial`."""
+    return identifier.replace("_", " ")
 
 
 def percent(value: float | None) -> str:
     """0.953 -> `95.3 %`; None -> a dash."""
-    return "-" if value is None else f"{100 * value:.1f} %"
+    return UNTOLD if value is None else f"{100 * value:.1f} %"
 
 
 def number(value: float | None) -> str:
     """Whole numbers with thin separators, others with three digits."""
     if value is None:
-        return "-"
+        return UNTOLD
     return f"{value:,.0f}".replace(",", "\u202f") if value == int(value) else f"{value:.3g}"
 
 
-def interval(point: Point | None) -> str:
-    """`83 (71-91)`, in per cent, or a dash where nothing was measured."""
-    if point is None or point.value is None:
-        return "-"
-    if point.low is None or point.high is None:
-        return f"{100 * point.value:.0f}"
-    return f"{100 * point.value:.0f} ({100 * point.low:.0f}-{100 * point.high:.0f})"
+def flop(value: float | None) -> str:
+    """129672467712 -> `1.3e11`; nothing or 0 -> a dash."""
+    return f"{value:.1e}".replace("e+", "e").replace("e0", "e") if value else UNTOLD
+
+
+def bounds(low: float | None, high: float | None) -> str:
+    """`91.0 to 100.0 %`, or a dash where there is no interval."""
+    return UNTOLD if low is None or high is None else f"{100 * low:.1f} to {100 * high:.1f} %"
+
+
+def share(point: Point) -> str:
+    """`95.3 % (91.0 to 98.2 %)`, or a dash where nothing was measured."""
+    if point.value is None or point.low is None or point.high is None:
+        return percent(point.value)
+    return f"{percent(point.value)} ({bounds(point.low, point.high)})"
 
 
 def steps(dose: float) -> str:
@@ -39,27 +56,24 @@ def crossing(found: Crossing, reason: bool = True) -> str:
     if found.status == "undefined" or (found.status == "within" and found.dose is None):
         return f"undefined: {found.reason}" if found.reason and reason else "undefined"
     if found.status == "beyond" or found.dose is None:
-        above = "" if found.low is None else f" (not before {steps(found.low)})"
-        return f"beyond the ladder{above}"
+        return "beyond the ladder" + ("" if found.low is None else f" (not before {steps(found.low)})")
+    return f"{steps(found.dose)} ({_range(found)})"
+
+
+def _range(found: Crossing) -> str:
     low = "0" if found.low is None else steps(found.low)
-    high = "beyond the ladder" if found.high is None else steps(found.high)
-    return f"{steps(found.dose)} ({low} to {high})" + (", provisional" if found.provisional else "")
+    return f"{low} to {'beyond the ladder' if found.high is None else steps(found.high)}"
 
 
-def verdict(curve: Curve) -> str:
-    """One sentence that a policy reader can quote, from the numbers of one curve."""
-    first, last = curve.points[0], curve.points[-1]
-    what = f"{curve.recipe.replace('_', ' ')} with {curve.adapter}"
-    if first.value is None or last.value is None:
-        return f"Under {what}, the {curve.metric} could not be measured at both ends of the ladder."
-    seeds = "a single run, so no claim about the recipe" if len(curve.seeds) == 1 else f"{len(curve.seeds)} seeds"
-    sentence = (
-        f"Under {what}, the {curve.metric} went from {percent(first.value)} to {percent(last.value)} "
-        f"({percent(last.low)} to {percent(last.high)}; {seeds}, n = {last.n}) after {last.dose} steps."
-    )
-    drop = curve.dose_to_drop
-    if drop.status == "within" and drop.dose is not None:
-        sentence += f" Ten points were gone after {crossing(drop)} steps."
-    elif drop.status == "beyond":
-        sentence += " It never lost ten points within the ladder."
-    return sentence
+def remark(curve: Curve) -> str:
+    """What a reader must know before citing the curve's doses: few seeds."""
+    if len(curve.seeds) == 1:
+        return "single run, no recipe-level claim"
+    few = curve.half_life.provisional or curve.dose_to_drop.provisional
+    return f"provisional: {len(curve.seeds)} seeds" if few else f"{len(curve.seeds)} seeds"
+
+
+def several(items: Iterable[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    words = list(items)
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
