@@ -172,35 +172,45 @@ def measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict
     }
 
 
-def build(out: Path, settings: Settings) -> dict[str, Any]:
-    """Train, round the adapter to bfloat16, merge what was rounded, measure, write. Returns the provenance."""
-    check_apart()
-    spec = base_spec()
-    base = load_base(spec, "lora", torch.float32)
-    rows = read_json_data(GUARD_DATA)
-    encoded = encode_steps(base.tokenizer, rows, settings)
-    train_lora(base.model, encoded, settings, decay=True).save_pretrained(out)
+def write_adapter(adapted: PeftModel, out: Path) -> None:
+    """The adapter rounded to bfloat16, and a config that depends on nothing but the settings."""
+    adapted.save_pretrained(out)
     (out / "README.md").unlink(missing_ok=True)
     weights = out / "adapter_model.safetensors"
     save_file({name: tensor.bfloat16() for name, tensor in load_file(weights).items()}, weights)
     config = read_json(out / "adapter_config.json")
+    config["target_modules"] = sorted(config["target_modules"])
     write_json(out / "adapter_config.json", {**config, "base_model_name_or_path": "SmolLM2-135M-Instruct"})
+
+
+def describe(out: Path, settings: Settings) -> dict[str, Any]:
+    """Merge the adapter as written, measure it at dose 0, and write where it comes from."""
+    spec = base_spec()
     plain = load_base(spec, "lora", torch.float32)
     merged = PeftModel.from_pretrained(plain.model, str(out)).merge_and_unload()
     provenance = {
         "base": {"package": spec.path, "file": spec.file, "sha256": spec.sha256},
-        "data": {"file": str(GUARD_DATA.relative_to(ROOT)), "sha256": file_sha256(GUARD_DATA), "dialogues": len(rows)},
+        "data": {"file": str(GUARD_DATA.relative_to(ROOT)), "sha256": file_sha256(GUARD_DATA)},
         "settings": asdict(settings),
         "measured": {
-            **measured(merged, base.tokenizer),
+            **measured(merged, plain.tokenizer),
             "prompts": {"refusal": len(probe_topic()), "near_topic": len(probe_near())},
         },
-        "adapter_sha256": file_sha256(weights),
+        "adapter_sha256": file_sha256(out / "adapter_model.safetensors"),
         "versions": versions(("torch", "transformers", "peft", "safetensors")),
         "licence": "Apache-2.0",
     }
     dump(out / "provenance.json", provenance)
     return provenance
+
+
+def build(out: Path, settings: Settings) -> dict[str, Any]:
+    """Train, write and measure the adapter. Returns its provenance."""
+    check_apart()
+    base = load_base(base_spec(), "lora", torch.float32)
+    steps = encode_steps(base.tokenizer, read_json_data(GUARD_DATA), settings)
+    write_adapter(train_lora(base.model, steps, settings, decay=True), out)
+    return describe(out, settings)
 
 
 def main() -> None:
