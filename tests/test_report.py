@@ -309,6 +309,7 @@ def test_every_chart_is_drawn_offline_and_nothing_overflows(curves_json: Path, t
     check = (
         "<script>setTimeout(() => { const d = document; d.body.dataset.result = JSON.stringify({"
         "charts: d.querySelectorAll('.chart').length, drawn: d.querySelectorAll('.chart svg').length,"
+        "keys: d.querySelectorAll('.legend li').length, repeated: d.querySelectorAll('.chart .role-legend').length,"
         "wide: d.documentElement.scrollWidth - d.documentElement.clientWidth, width: innerWidth,"
         "requests: performance.getEntriesByType('resource').filter(e => e.name.startsWith('http')).length"
         "}); parent.postMessage(d.body.dataset.result, '*') }, 4000)</script></body>"
@@ -335,5 +336,6 @@ def test_every_chart_is_drawn_offline_and_nothing_overflows(curves_json: Path, t
     said = json.loads(found[1].replace("&quot;", '"'))
     assert said["width"] == width
     assert said["charts"] == said["drawn"] >= 4
+    assert said["keys"] >= 4 and said["repeated"] == 0, "one legend serves all charts of the page"
     assert said["wide"] <= 0
     assert said["requests"] == 0

@@ -190,3 +190,19 @@ def chart(curves: Sequence[Curve], unit: str, look: Styles, title: str, height: 
 def fixed(spec: dict[str, Any], width: int = 760) -> dict[str, Any]:
     """The same specification with a width in pixels, for files."""
     return {**spec, "width": width}
+
+
+def without_legend(spec: dict[str, Any]) -> dict[str, Any]:
+    """The same specification for the page, which has one legend for all charts; a file carries its own."""
+    keyed = ("color", "strokeDash", "shape")
+    layers = [
+        {
+            **layer,
+            "encoding": {
+                channel: {**content, "legend": None} if channel in keyed else content
+                for channel, content in layer["encoding"].items()
+            },
+        }
+        for layer in spec["layer"]
+    ]
+    return {**spec, "layer": layers}

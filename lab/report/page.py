@@ -152,7 +152,7 @@ def render(curves: Sequence[Curve], header: dict[str, Any], specs: Specs, script
         units={unit: title for unit, title in charts.UNITS.items() if f"erosion-{unit}" in specs},
         others=[file for file in specs if not file.startswith("erosion-")],
         methods=sorted({point.method.split(",")[0] for curve in curves for point in curve.points}),
-        specs=_embeddable(specs),
+        specs=_embeddable({file: charts.without_legend(spec) for file, spec in specs.items()}),
         script=Markup(script.replace("</script", "<\\/script")),
         single=all(len(curve.seeds) == 1 for curve in main),
         most_flop=max((point.flop for curve in curves for point in curve.points), default=0.0),
