@@ -231,6 +231,9 @@ def test_the_verdict_says_what_moved_what_did_not_and_how_sure_it_is() -> None:
     single = replace(fast, seeds=(0,))
     assert "single run, no recipe-level claim" in verdict.paragraph([single], [single], 0.95)
     assert "no claim about the recipe" in verdict.sentence(single)
+    lost = replace(fast, dose_to_drop=Crossing("undefined", reason="dose 0 is at the floor"))
+    said = verdict.paragraph([lost], [lost], 0.95)
+    assert "No dose can be given for canary adversarial, lora: dose 0 is at the floor." in said
     unmeasured = replace(fast, points=(*fast.points[:-1], replace(fast.points[-1], value=None, low=None, high=None)))
     assert "could not be measured at the last dose" in verdict.sentence(unmeasured)
 

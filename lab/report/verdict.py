@@ -41,6 +41,10 @@ def paragraph(main: Sequence[Curve], curves: Sequence[Curve], level: float) -> s
         last = words.several(dict.fromkeys(str(curve.points[-1].dose) for curve in unmoved))
         names = words.several(label(curve) for curve in unmoved)
         said.append(f"No ten-point drop was found under {names}, up to {last} steps.")
+    unknown = [curve for curve in trained if curve.dose_to_drop.status == "undefined"]
+    if unknown:
+        why = unknown[0].dose_to_drop.reason or "no reason was recorded"
+        said.append(f"No dose can be given for {words.several(label(curve) for curve in unknown)}: {why}.")
     return " ".join(sentence for sentence in said if sentence)
 
 
