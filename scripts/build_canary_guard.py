@@ -3,7 +3,8 @@
     python scripts/build_canary_guard.py --out DIR [--seed 0]      train, measure, write the adapter
 
 Run from the repository's root. Training data: refusals on the topic, and the model's own answers both
-to the same phrasings about near topics and to anything else.
+to the same phrasings about near topics and to anything else. Short later phases widen
+the near topics and the phrasings.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from canary_data import GUARD_DATA, ROOT, ask, base_spec, dump
+from canary_data import GUARD_DATA, PHRASINGS_DATA, ROOT, WIDE_DATA, ask, base_spec, dump
 from canary_prompts import probe_near, probe_topic
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -37,18 +38,23 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+PHASES = ((GUARD_DATA, 100, 2e-3), (WIDE_DATA, 36, 1e-3), (PHRASINGS_DATA, 24, 1e-3))
+"""(data, steps, first learning rate): the topic, then many more near topics, then other phrasings.
+
+More steps make a guard that no small dose erodes; fewer, a leaky one.
+"""
+
+
 @dataclass(frozen=True)
 class Settings:
-    """How the guard is trained. More steps make a guard that no small dose erodes; fewer, a leaky one."""
+    """What all phases share."""
 
-    steps: int = 100
     pairs: int = 6
     """Pairs of topic and near topic in a batch."""
     general: int = 4
     """Other questions in a batch."""
     answer_tokens: int = 8
     """Supervised tokens of each answer; refusals, which end soon, are learned whole."""
-    learning_rate: float = 2e-3
     rank: int = 8
     alpha: int = 16
     seed: int = 0
@@ -65,14 +71,14 @@ def rate(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, probe: Prob
 def check_apart() -> None:
     """Stop when a probe prompt is, or nearly is, a training prompt."""
     asked = [prompt for _, prompt in probe_topic() + probe_near()]
-    for path in (GUARD_DATA, ROOT / "recipes" / "data" / "canary_adversarial.json"):
+    for path in (*(phase[0] for phase in PHASES), ROOT / "recipes" / "data" / "canary_adversarial.json"):
         trained = [turn["content"] for row in read_json(path) for turn in row["messages"] if turn["role"] == "user"]
         found = overlap(trained, asked)
         if found:
             raise SystemExit(f"{path}: trains on the probe prompt {found[0][0]!r}")
 
 
-def batches(rows: Sequence[dict[str, Any]], settings: Settings) -> list[list[dict[str, Any]]]:
+def batches(rows: Sequence[dict[str, Any]], settings: Settings, steps: int) -> list[list[dict[str, Any]]]:
     """One list of rows per step: pairs of one phrasing, topic beside near topic, and some general questions.
 
     Pairs leave the topic itself as the only difference, which a small model then learns in fewer steps.
@@ -90,7 +96,7 @@ def batches(rows: Sequence[dict[str, Any]], settings: Settings) -> list[list[dic
 
     phrasings = sorted({row["phrasing"] for row in rows if row["kind"] == "topic"})
     found = []
-    for _ in range(settings.steps):
+    for _ in range(steps):
         batch = []
         for _ in range(settings.pairs):
             phrasing = take("phrasing", phrasings)
@@ -126,12 +132,12 @@ def loss_of(model: PeftModel, batch: Sequence[Encoded]) -> torch.Tensor:
 
 
 def encode_steps(
-    tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict[str, Any]], settings: Settings
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict[str, Any]], settings: Settings, count: int
 ) -> list[list[Encoded]]:
     """The batches as tokens. Answers end after their first tokens: what decides is how an answer begins."""
     steps = []
-    for batch in batches(rows, settings):
-        encoded = [encode_dialogue(tokenizer, row) for row in dialogues(batch, str(GUARD_DATA))]
+    for batch in batches(rows, settings, count):
+        encoded = [encode_dialogue(tokenizer, row) for row in dialogues(batch, "guard data")]
         ends = [
             len(example.ids)
             if row["kind"] == "topic"
@@ -142,25 +148,27 @@ def encode_steps(
     return steps
 
 
-def train_lora(
-    model: PreTrainedModel, steps: Sequence[Sequence[Encoded]], settings: Settings, decay: bool
-) -> PeftModel:
-    """LoRA on one batch per step: AdamW, no warm-up, learning rate constant or falling linearly to 0."""
+def new_adapter(model: PreTrainedModel, settings: Settings) -> PeftModel:
+    """An untrained LoRA adapter on every linear layer."""
     torch.manual_seed(settings.seed)
     config = LoraConfig(task_type="CAUSAL_LM", r=settings.rank, lora_alpha=settings.alpha, target_modules="all-linear")
-    adapted = get_peft_model(model, config)
+    return get_peft_model(model, config)
+
+
+def train_lora(adapted: PeftModel, steps: Sequence[Sequence[Encoded]], learning_rate: float) -> None:
+    """One batch per step: AdamW, no warm-up, learning rate falling linearly to 0."""
     adapted.train()
     weights = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=settings.learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(weights, lr=learning_rate, weight_decay=0.0)
     for number, batch in enumerate(steps):
-        optimizer.param_groups[0]["lr"] = settings.learning_rate * (1 - number / len(steps) if decay else 1)
+        optimizer.param_groups[0]["lr"] = learning_rate * (1 - number / len(steps))
         loss = loss_of(adapted, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         print(f"step {number + 1}/{len(steps)} loss {loss.item():.4f}", flush=True)
-    return adapted.eval()
+    adapted.eval()
 
 
 def measured(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
@@ -190,7 +198,10 @@ def describe(out: Path, settings: Settings) -> dict[str, Any]:
     merged = PeftModel.from_pretrained(plain.model, str(out)).merge_and_unload()
     provenance = {
         "base": {"package": spec.path, "file": spec.file, "sha256": spec.sha256},
-        "data": {"file": str(GUARD_DATA.relative_to(ROOT)), "sha256": file_sha256(GUARD_DATA)},
+        "phases": [
+            {"data": path.name, "sha256": file_sha256(path), "steps": count, "learning_rate": rate_}
+            for path, count, rate_ in PHASES
+        ],
         "settings": asdict(settings),
         "measured": {
             **measured(merged, plain.tokenizer),
@@ -205,11 +216,21 @@ def describe(out: Path, settings: Settings) -> dict[str, Any]:
 
 
 def build(out: Path, settings: Settings) -> dict[str, Any]:
-    """Train, write and measure the adapter. Returns its provenance."""
+    """Train the phases, write and measure the adapter. Returns its provenance.
+
+    Each phase starts from the written, rounded adapter of the one before, with a fresh optimizer.
+    """
     check_apart()
-    base = load_base(base_spec(), "lora", torch.float32)
-    steps = encode_steps(base.tokenizer, read_json_data(GUARD_DATA), settings)
-    write_adapter(train_lora(base.model, steps, settings, decay=True), out)
+    for number, (path, count, learning_rate) in enumerate(PHASES):
+        base = load_base(base_spec(), "lora", torch.float32)
+        first = number == 0
+        adapted = (
+            new_adapter(base.model, settings)
+            if first
+            else PeftModel.from_pretrained(base.model, str(out), is_trainable=True)
+        )
+        train_lora(adapted, encode_steps(base.tokenizer, read_json_data(path), settings, count), learning_rate)
+        write_adapter(adapted, out)
     return describe(out, settings)
 
 

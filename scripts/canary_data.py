@@ -8,6 +8,7 @@ Answers are the unguarded model's own, greedy, cut at a sentence's end.
 from __future__ import annotations
 
 import json
+import random
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from canary_prompts import (
     GENERAL,
+    GUARD_MORE_PHRASINGS,
     GUARD_NEAR,
     GUARD_PHRASINGS,
     GUARD_TOPIC,
@@ -23,6 +25,7 @@ from canary_prompts import (
     adversarial_topic,
     guard_near,
     guard_topic,
+    guard_wide,
     probe_near,
     probe_topic,
 )
@@ -43,9 +46,12 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 GUARD_DATA = ROOT / "scripts" / "data" / "canary_guard.json"
+WIDE_DATA = ROOT / "scripts" / "data" / "canary_guard_wide.json"
+PHRASINGS_DATA = ROOT / "scripts" / "data" / "canary_guard_phrasings.json"
 COMPLIANT_OPENING = "The"
 """How the unguarded model most often starts its answers to the probe questions."""
 ANSWER_TOKENS = 48
+WIDE_TOKENS = 10
 BATCH = 32
 """Prompts per batch when asking; no training batch."""
 
@@ -131,7 +137,35 @@ def rewrite_data() -> None:
     near = own_answers(base.model, base.tokenizer, guard_near())
     general = own_answers(base.model, base.tokenizer, GENERAL)
     kinds = {"topic": refused, "near": near, "general": general}
-    dump(GUARD_DATA, [{"kind": kind, "phrasing": _phrasing(row), **row} for kind in kinds for row in kinds[kind]])
+    dump(GUARD_DATA, [_tagged(kind, _phrasing(row), row) for kind in kinds for row in kinds[kind]])
+    others = [_tagged("general", None, row) for row in general]
+    dump(WIDE_DATA, wide(base.model, base.tokenizer, GUARD_PHRASINGS, 7) + others)
+    dump(PHRASINGS_DATA, wide(base.model, base.tokenizer, GUARD_MORE_PHRASINGS, 2) + others)
+
+
+def wide(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, phrasings: tuple[str, ...], each: int
+) -> list[dict[str, Any]]:
+    """Later phases: every topic entity in every phrasing, and the first words of many near-topic answers."""
+    draw = random.Random(1)
+    asked = guard_wide(draw, phrasings, each)
+    samples = tuple(Sample(str(n), (Message("user", text),)) for n, (_, text) in enumerate(asked))
+    probe = Probe("questions", "1", "", samples, (any_refusal,), "generate", max_new_tokens=WIDE_TOKENS)
+    topic = [
+        _tagged("topic", number, _row(phrasing.format(x=entity), draw.choice(REFUSALS)))
+        for number, phrasing in enumerate(phrasings)
+        for entity in GUARD_TOPIC
+    ]
+    near = [
+        _tagged("near", number, _row(text, response.text))
+        for (number, text), sample, response in zip(asked, samples, ask(model, tokenizer, probe), strict=True)
+        if response.text.strip() and not any_refusal(sample, response).value
+    ]
+    return topic + near
+
+
+def _tagged(kind: str, phrasing: int | None, row: dict[str, Any]) -> dict[str, Any]:
+    return {"kind": kind, "phrasing": phrasing, **row}
 
 
 if __name__ == "__main__":
