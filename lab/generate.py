@@ -68,8 +68,12 @@ def prompts(
 
 
 def plan(items: Sequence[Prompt], batch_size: int) -> list[list[Prompt]]:
-    """Batches of similar length (stable sort by length, then by place in the probe)."""
-    ordered = sorted(items, key=lambda prompt: len(prompt.ids))
+    """Batches of similar length, to pad little: by longest continuation, then prompt, then place in the probe."""
+
+    def lengths(prompt: Prompt) -> tuple[int, int]:
+        return max(map(len, prompt.sample.continuations), default=0), len(prompt.ids)
+
+    ordered = sorted(items, key=lengths)
     return [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
 
 
@@ -169,22 +173,27 @@ class TransformersEngine:
         ).logits[:, -1]
         texts = [data.token_ids(self.tokenizer, text) for prompt in prompts for text in prompt.sample.continuations]
         each = len(texts) // len(prompts)
-        longest = max(map(len, texts))
-        tails = torch.tensor([text + [self.pad] * (longest - len(text)) for text in texts], device=ids.device)
-        real = torch.tensor([[1] * len(text) + [0] * (longest - len(text)) for text in texts], device=ids.device)
-        sums = _logprob(first.repeat_interleave(each, 0), tails[:, 0])
-        if longest > 1:
-            cache.batch_repeat_interleave(each)
+        firsts = torch.tensor([text[0] for text in texts], device=ids.device)
+        sums = _logprob(first.repeat_interleave(each, 0), firsts)
+        rows = [row for row, text in enumerate(texts) if len(text) > 1]
+        if rows:
+            # Only continuations of more than one token need a second pass, each after its own prompt.
+            longest = max(map(len, texts))
+            owners = torch.tensor(rows, device=ids.device) // each
+            gaps = [longest - len(texts[row]) for row in rows]
+            tails = [texts[row] + [self.pad] * gap for row, gap in zip(rows, gaps, strict=True)]
+            real = [[1] * len(texts[row]) + [0] * gap for row, gap in zip(rows, gaps, strict=True)]
+            ends = torch.tensor(tails, device=ids.device)
+            counted = torch.tensor(real, device=ids.device)
+            cache.batch_select_indices(owners)
             after = self.model(
-                input_ids=tails[:, :-1],
-                attention_mask=torch.cat([mask.repeat_interleave(each, 0), real[:, :-1]], 1),
-                position_ids=mask.sum(1).repeat_interleave(each)[:, None]
-                + torch.arange(longest - 1, device=ids.device),
+                input_ids=ends[:, :-1],
+                attention_mask=torch.cat([mask[owners], counted[:, :-1]], 1),
+                position_ids=mask.sum(1)[owners][:, None] + torch.arange(longest - 1, device=ids.device),
                 past_key_values=cache,
                 use_cache=True,
             ).logits
-            later = _logprob(after, tails[:, 1:])
-            sums = sums + (later * real[:, 1:]).sum(1)
+            sums[rows] += (_logprob(after, ends[:, 1:]) * counted[:, 1:]).sum(1)
         values = sums.view(len(prompts), each).tolist()
         return [
             Response(prompt.sample.id, prompt.sha256, logprobs=tuple(row), tokens=0)

@@ -297,14 +297,24 @@ def load_base(spec: ModelConfig, method: str, dtype: torch.dtype) -> Base:
 
 
 class MeasuringCopy:
-    """A second set of weights into which one checkpoint at a time is merged; the base is never touched."""
+    """A second set of weights into which one checkpoint at a time is merged; the base is never touched.
+
+    Embeddings and norms, which LoRA on linear layers never moves, are shared with the base.
+    """
 
     def __init__(self, base: Base) -> None:
         import copy
 
+        embeddings = {id(base.model.get_input_embeddings().weight), id(base.model.get_output_embeddings().weight)}
+        own, shared = {}, {}
+        for name, parameter in base.model.named_parameters():
+            if id(parameter) in embeddings or parameter.ndim < 2:
+                shared[id(parameter)] = parameter
+            else:
+                own[name] = parameter
         self.base = base
-        self.model = copy.deepcopy(base.model)
-        self._pristine = dict(base.model.named_parameters())
+        self._pristine = own
+        self.model = copy.deepcopy(base.model, shared)  # what is in this memo is not copied
 
     @torch.no_grad()
     def apply(self, adapter: Mapping[str, Tensor], scaling: float) -> PreTrainedModel:
@@ -316,12 +326,14 @@ class MeasuringCopy:
         unknown = set(deltas) - set(self._pristine)
         if unknown:
             raise IntegrityError(f"adapter weights for unknown module {sorted(unknown)[0]}")
-        for name, parameter in self.model.named_parameters():
-            parameter.copy_(self._pristine[name])
+        copied = dict(self.model.named_parameters())
+        for name, pristine in self._pristine.items():
+            parameter = copied[name]
+            parameter.copy_(pristine)
             if name in deltas:
                 a, b = (part.to(parameter.device, torch.float32) for part in deltas[name])
                 if bool(b.any()):
-                    parameter.copy_(self._pristine[name].float() + scaling * (b @ a))
+                    parameter.copy_(pristine.float() + scaling * (b @ a))
         return self.model
 
 

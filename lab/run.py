@@ -251,6 +251,8 @@ class Bases:
 
     def get(self, plan: CellPlan) -> tuple[Base, MeasuringCopy]:
         """The base and the measuring copy of a plan's load path."""
+        import gc
+
         import torch
         from safetensors import SafetensorError
 
@@ -259,6 +261,7 @@ class Bases:
         key = store.digest([model_facts(plan.config.model), plan.adapter.method, plan.cell.facts["dtype"]])
         if self._key != key or self._base is None or self._copy is None:
             self._base = self._copy = None
+            gc.collect()  # models hold themselves in cycles; without this two bases would be in memory
             dtype = getattr(torch, plan.cell.facts["dtype"])
             try:
                 self._base = models.load_base(plan.config.model, plan.adapter.method, dtype)

@@ -6,6 +6,7 @@ adapter of a run stopped at k.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import tempfile
@@ -14,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+import trl.trainer.utils
 from datasets import Dataset
 from datasets.utils.logging import disable_progress_bar
 from peft import LoraConfig, get_peft_model_state_dict
@@ -34,7 +36,7 @@ from lab.types import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import Tensor
     from transformers import PreTrainedModel
@@ -197,7 +199,8 @@ def _fit(
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
         try:
-            trainer.train()
+            with _supervised_only():
+                trainer.train()
         except torch.cuda.OutOfMemoryError as error:
             raise InfrastructureError(
                 f"recipe {recipe.name}: out of GPU memory at batch {recipe.batch_size}: "
@@ -243,6 +246,21 @@ def _arguments(recipe: Recipe, steps: int, seed: int, scratch: str) -> SFTConfig
         disable_tqdm=True,
         dataloader_drop_last=True,
     )
+
+
+@contextlib.contextmanager
+def _supervised_only() -> Iterator[None]:
+    """Make TRL's loss score supervised positions only, as it does where Triton runs.
+
+    Elsewhere it scores every position, prompts and padding too, and multiplies those by 0: a quarter of a
+    step's time on the CPU, for the same loss.
+    """
+    before = trl.trainer.utils._use_triton
+    trl.trainer.utils._use_triton = lambda device: True
+    try:
+        yield
+    finally:
+        trl.trainer.utils._use_triton = before
 
 
 def _remove_printers(trainer: SFTTrainer) -> None:
