@@ -12,7 +12,7 @@ from lab import provenance, store
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lab.run import CellPlan
+    from lab.plan import CellPlan
     from lab.sweep import SweepPlan
     from lab.types import Crossing, Curve
 

@@ -15,7 +15,7 @@ from lab.progress import amount
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lab.run import CellPlan
+    from lab.plan import CellPlan
 
 TOKENS_PER_WORD = 1.4
 """English words to tokens, for prompts that are not tokenised yet."""

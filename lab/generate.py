@@ -7,6 +7,7 @@ every answer is made in the same batch as in an undisturbed run.
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 from dataclasses import asdict, dataclass, replace
@@ -159,30 +160,43 @@ class TransformersEngine:
 
     @torch.inference_mode()
     def logprobs(self, prompts: Sequence[Prompt], prefix: int) -> list[Response]:
-        """Summed log-probability (nats) of each sample's continuations, which must be equally many."""
-        ids, mask = self._batch(prompts, prefix)
+        """Summed log-probability (nats) of each sample's continuations, which must be equally many.
+
+        What all continuations of a sample begin with is computed once, with its prompt.
+        """
+        tokens = [[data.token_ids(self.tokenizer, text) for text in prompt.sample.continuations] for prompt in prompts]
+        each = len(tokens[0])
+        begun = [_common_start(texts) for texts in tokens]
+        started = [
+            replace(prompt, ids=(*prompt.ids, *texts[0][:count]))
+            for prompt, texts, count in zip(prompts, tokens, begun, strict=True)
+        ]
+        ids, mask = self._batch(started, prefix)
         cache = self._opening(prompts[0].ids[:prefix], len(prompts))
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        first = self.model(
+        deepest = max(begun)
+        logits = self.model(
             input_ids=ids[:, prefix:],
             attention_mask=mask,
             position_ids=positions[:, prefix:],
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        texts = [data.token_ids(self.tokenizer, text) for prompt in prompts for text in prompt.sample.continuations]
-        each = len(texts) // len(prompts)
-        firsts = torch.tensor([text[0] for text in texts], device=ids.device)
-        sums = _logprob(first.repeat_interleave(each, 0), firsts)
-        rows = [row for row, text in enumerate(texts) if len(text) > 1]
+            logits_to_keep=deepest + 1,
+        ).logits
+        counts = torch.tensor(begun, device=ids.device)[:, None]
+        common = torch.arange(deepest, device=ids.device) >= deepest - counts
+        same = (_logprob(logits[:, :-1], ids[:, ids.shape[1] - deepest :]) * common).sum(1)
+        rests = [text[count:] for texts, count in zip(tokens, begun, strict=True) for text in texts]
+        firsts = torch.tensor([rest[0] for rest in rests], device=ids.device)
+        sums = (same[:, None] + _logprob(logits[:, -1:].expand(-1, each, -1), firsts.view(-1, each))).flatten()
+        rows = [row for row, rest in enumerate(rests) if len(rest) > 1]
         if rows:
-            # Only continuations of more than one token need a second pass, each after its own prompt.
-            longest = max(map(len, texts))
+            # Only rests of more than one token need a second pass, each after its own prompt.
+            longest = max(map(len, rests))
             owners = torch.tensor(rows, device=ids.device) // each
-            gaps = [longest - len(texts[row]) for row in rows]
-            tails = [texts[row] + [self.pad] * gap for row, gap in zip(rows, gaps, strict=True)]
-            real = [[1] * len(texts[row]) + [0] * gap for row, gap in zip(rows, gaps, strict=True)]
+            gaps = [longest - len(rests[row]) for row in rows]
+            tails = [rests[row] + [self.pad] * gap for row, gap in zip(rows, gaps, strict=True)]
+            real = [[1] * len(rests[row]) + [0] * gap for row, gap in zip(rows, gaps, strict=True)]
             ends = torch.tensor(tails, device=ids.device)
             counted = torch.tensor(real, device=ids.device)
             cache.batch_select_indices(owners)
@@ -199,6 +213,12 @@ class TransformersEngine:
             Response(prompt.sample.id, prompt.sha256, logprobs=tuple(row), tokens=0)
             for prompt, row in zip(prompts, values, strict=True)
         ]
+
+
+def _common_start(texts: Sequence[Sequence[int]]) -> int:
+    """How many first tokens all texts share, leaving at least one token of each."""
+    shortest = min(map(len, texts)) - 1
+    return len(list(itertools.takewhile(lambda place: len({text[place] for text in texts}) == 1, range(shortest))))
 
 
 def _logprob(logits: Tensor, tokens: Tensor) -> Tensor:

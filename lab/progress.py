@@ -19,7 +19,7 @@ from rich.progress import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from lab.run import CellPlan
+    from lab.plan import CellPlan
 
 
 def amount(plan: CellPlan) -> tuple[int, int]:

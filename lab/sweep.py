@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from lab import config as configuration
 from lab import run, store
+from lab.plan import plan_cell
 from lab.types import InfrastructureError, LabError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from lab.run import CellPlan
+    from lab.plan import CellPlan
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,10 @@ def plan(overrides: Sequence[Sequence[str]]) -> SweepPlan:
     trained: list[CellPlan] = []
     bases: dict[str, CellPlan] = {}
     for config in runs:
-        base = run.plan_cell(config, untouched=True)
+        base = plan_cell(config, untouched=True)
         untouched.append(base)
         if config.budget.doses[1:]:
-            plan = run.plan_cell(config)
+            plan = plan_cell(config)
             trained.append(plan)
             bases[plan.cell.id] = base
     name = runs[0].sweep.name

@@ -24,6 +24,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from lab import data, models
+from lab.adapters import lora_pairs, save_adapter
 from lab.store import CellFolder, mark_done, os_errors, write_json, write_jsonl
 from lab.types import (
     Adapter,
@@ -131,10 +132,10 @@ def train(
 
     def save(step: int, model: PreTrainedModel) -> None:
         state = get_peft_model_state_dict(model)
-        norm = math.sqrt(sum(float((b.float() @ a.float()).pow(2).sum()) for a, b in models.lora_pairs(state).values()))
+        norm = math.sqrt(sum(float((b.float() @ a.float()).pow(2).sum()) for a, b in lora_pairs(state).values()))
         states[step] = (adapter_sha256(state), norm)
         if step:
-            models.save_adapter(folder.adapter(step), state)
+            save_adapter(folder.adapter(step), state)
 
     # Until the new adapters are found to be the listed ones, none may pass as trained, not even after a crash.
     with os_errors(folder.trained):

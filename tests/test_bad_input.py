@@ -13,13 +13,15 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from lab import cli, models, run, store
+from lab import config as configuration
 from lab import sweep as sweeps
-from lab.config import ModelConfig
+from lab.config import CONFIG_FOLDER, ModelConfig
 from lab.types import ConfigError, InfrastructureError, IntegrityError
 from tests import toys
 
@@ -96,6 +98,7 @@ def _finish(words: list[str]) -> None:
         ("probe.canary_refusal.path=/nowhere.json", "data file /nowhere.json does not exist"),
         ("probe=[coherence]", "reads the answers of canary_refusal: add it to probe=[...]"),
         ("recipe=canary_adversarial", "erodes a canary guardrail and model tiny has none"),
+        ("probe.canary_refusal.max_new_tokens=0", "max_new_tokens=0 must be at least 1"),
         ("defense=nobody", "unknown defense 'nobody'"),
     ],
 )
@@ -108,6 +111,32 @@ def test_wrong_usage_is_refused_before_anything_is_written(
         given = [word for word in given if not word.startswith("probe")]
     assert words in _fails(capsys, [*given, change], 2)
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("continuations", "words"),
+    [
+        ([(), ()], "sample 0 needs continuations"),
+        ([("a", "b"), ("a", "")], "sample 1 needs continuations, none of them empty"),
+        ([("a", "b"), ("a",)], "equally many continuations"),
+    ],
+)
+def test_a_probe_whose_continuations_cannot_be_scored_is_refused(
+    tmp_path: Path, tiny_model: Path, data: dict[str, Path], continuations: Any, words: str, monkeypatch: Any
+) -> None:
+    def build(section: dict[str, Any], what: str, real: Any = configuration.build) -> Any:
+        built = real(section, what)
+        if what != "probe.canary_refusal":
+            return built
+        samples = [
+            replace(sample, id=str(number), continuations=tuple(texts))
+            for number, (sample, texts) in enumerate(zip(built.samples, continuations, strict=False))
+        ]
+        return replace(built, kind="loglik", samples=tuple(samples))
+
+    monkeypatch.setattr(configuration, "build", build)
+    with pytest.raises(ConfigError, match=words):
+        sweeps.plan([_words(tiny_model, data, tmp_path / "runs")])
 
 
 @pytest.mark.parametrize("content", ["", "[{", "not JSON", '{"a": 1}', "[]x", '[{"messages": []}]'])
@@ -237,7 +266,7 @@ def test_errors_of_workers_arrive_as_one_line(
         weights = model / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:4000])
     out = locked / "runs" if case == "no permission" else tmp_path / "runs"
-    root = str(run.configuration.CONFIG_FOLDER.parent)
+    root = str(CONFIG_FOLDER.parent)
     done = subprocess.run([*command, *_words(model, data, out)], cwd=root, capture_output=True, text=True, timeout=300)
     assert done.returncode == 4, done.stderr
     line = _one_error(done.stderr)

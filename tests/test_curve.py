@@ -394,7 +394,7 @@ def _edit(path: list[Any], value: Any) -> Any:
         (_edit(["missing"], KeyError), "lacks key 'missing'"),
         (_edit(["extra"], 1), "unknown key 'extra'"),
         (_edit(["complete"], "yes"), "complete"),
-        (_edit(["curves", 0, "points", 2, "low"], KeyError), r"points\[2\] lacks key 'low'"),
+        (_edit(["curves", 0, "points", 2, "low"], KeyError), r"points\[2\] that lacks key 'low'"),
         (_edit(["curves", 0, "points", 2, "value"], "0.5"), r"points\[2\].value"),
         (_edit(["curves", 0, "points", 2, "n"], True), r"points\[2\].n"),
         (_edit(["curves", 0, "half_life", "status"], "maybe"), "half_life.status"),

@@ -132,6 +132,20 @@ def test_logprobs_are_those_of_a_plain_forward_pass(
             assert answer.sample_id == item.sample.id
 
 
+def test_a_start_that_continuations_share_changes_nothing_but_the_cost(
+    base: Base, engine: generate.TransformersEngine
+) -> None:
+    """One batch with shared starts of several lengths, none, and a continuation that is the start of another."""
+    sets = [("ab c d", "ab c e f"), ("A", "B"), ("ab c d e f g h", "ab c d e f g x"), ("ab c d", "ab c d e")]
+    probe = _loglik(4)
+    samples = [replace(sample, continuations=texts) for sample, texts in zip(probe.samples, sets, strict=True)]
+    items = generate.prompts(base.tokenizer, replace(probe, samples=tuple(samples)), "native", None)
+    found = engine.logprobs(items, generate.common_prefix(items))
+    assert [len(answer.logprobs) for answer in found] == [2, 2, 2, 2]
+    for item, texts, answer in zip(items, sets, found, strict=True):
+        assert answer.logprobs == pytest.approx([_by_hand(base, item, text) for text in texts], abs=1e-4)
+
+
 def test_the_common_prefix_leaves_every_prompt_a_token_to_compute() -> None:
     sample = Sample("s", (Message("user", "x"),))
 

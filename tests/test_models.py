@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lab import data, models
+from lab.adapters import MeasuringCopy, load_adapter, lora_pairs, save_adapter
 from lab.config import ModelConfig, compose
 from lab.store import CellFolder
 from lab.train import train
@@ -36,7 +37,7 @@ def trained(bases: dict[str, Base], tmp_path_factory: pytest.TempPathFactory) ->
     for adapter in (toys.LORA, toys.QLORA):
         folder = CellFolder(tmp_path_factory.mktemp(adapter.name))
         train(bases[adapter.method], toys.recipe(8), adapter, (6,), 0, folder, "toy")
-        adapters[adapter.method] = models.load_adapter(folder.adapter(6))
+        adapters[adapter.method] = load_adapter(folder.adapter(6))
     return adapters
 
 
@@ -119,12 +120,12 @@ def test_an_empty_adapter_is_the_base_bit_for_bit_before_and_after_another(
 ) -> None:
     base = bases[method]
     untouched, logits = _state(base.model), _logits(base.model, base)
-    measuring = models.MeasuringCopy(base)
+    measuring = MeasuringCopy(base)
     assert _equal(_state(measuring.apply({}, 2.0)), untouched)
     tuned = _state(measuring.apply(trained[method], 2.0))
     assert not _equal(tuned, untouched)
     changed = {name for name in tuned if not torch.equal(tuned[name], untouched[name])}
-    assert changed == set(models.lora_pairs(trained[method]))
+    assert changed == set(lora_pairs(trained[method]))
     assert torch.equal(_logits(measuring.apply({}, 2.0), base), logits)
     assert _equal(_state(measuring.apply(trained[method], 2.0)), tuned), "no drift from one adapter to the next"
     assert _equal(_state(base.model), untouched), "the base is never written to"
@@ -134,7 +135,7 @@ def test_an_adapter_that_did_not_move_is_the_base_bit_for_bit(
     bases: dict[str, Base], trained: dict[str, dict[str, torch.Tensor]]
 ) -> None:
     still = {name: tensor * (".lora_A." in name) for name, tensor in trained["lora"].items()}
-    model = models.MeasuringCopy(bases["lora"]).apply(still, 2.0)
+    model = MeasuringCopy(bases["lora"]).apply(still, 2.0)
     assert _equal(_state(model), _state(bases["lora"].model))
 
 
@@ -149,7 +150,7 @@ def test_the_merged_copy_answers_as_the_unmerged_adapter(
     unmerged = get_peft_model(copy.deepcopy(base.model), config)
     found = set_peft_model_state_dict(unmerged, state)
     assert not found.unexpected_keys
-    merged = models.MeasuringCopy(base).apply(state, adapter.alpha / adapter.rank)
+    merged = MeasuringCopy(base).apply(state, adapter.alpha / adapter.rank)
     expected = _logits(unmerged.eval(), base)
     assert torch.allclose(_logits(merged, base), expected, atol=1e-4)
     assert not torch.allclose(_logits(base.model, base), expected, atol=1e-2), "the adapter must show"
@@ -160,19 +161,19 @@ def test_an_adapter_for_another_model_is_refused(
 ) -> None:
     foreign = {name.replace("layers.1", "layers.7"): tensor for name, tensor in trained["lora"].items()}
     with pytest.raises(IntegrityError, match=r"unknown module model.layers.7"):
-        models.MeasuringCopy(bases["lora"]).apply(foreign, 2.0)
+        MeasuringCopy(bases["lora"]).apply(foreign, 2.0)
 
 
 def test_adapter_files_are_private_and_whole_or_refused(
     trained: dict[str, dict[str, torch.Tensor]], tmp_path: Path
 ) -> None:
     path = tmp_path / "adapters" / "4.safetensors"
-    models.save_adapter(path, trained["lora"])
-    assert _equal(models.load_adapter(path), trained["lora"])
+    save_adapter(path, trained["lora"])
+    assert _equal(load_adapter(path), trained["lora"])
     assert path.stat().st_mode & 0o777 == 0o600 and list(path.parent.iterdir()) == [path]
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(IntegrityError, match=f"{path} is not a whole adapter file"):
-        models.load_adapter(path)
+        load_adapter(path)
 
 
 @pytest.mark.parametrize(

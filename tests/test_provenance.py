@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lab import config, provenance, run, store
+from lab import config, provenance, store
+from lab.plan import plan_cell
 from tests import toys
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from lab.run import CellPlan
+    from lab.plan import CellPlan
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def _overrides(place: Path, **more: object) -> list[str]:
 
 def _plan(place: Path, untouched: bool = False, **more: object) -> CellPlan:
     (cell,) = config.plan(_overrides(place, **more))
-    return run.plan_cell(cell, untouched)
+    return plan_cell(cell, untouched)
 
 
 def _keys(plan: CellPlan) -> dict[str, tuple[str, str]]:
@@ -133,10 +134,10 @@ def test_the_guards_files_change_the_id(place: Path, tmp_path: Path, monkeypatch
     (guard / "adapter_model.safetensors").write_text("one")
     (cell,) = config.plan(_overrides(place, model__guard="toy"))
     monkeypatch.setattr(config, "CONFIG_FOLDER", tmp_path)
-    ids = [run.plan_cell(cell).cell.id]
+    ids = [plan_cell(cell).cell.id]
     for content in ("two", "three"):
         (guard / "adapter_model.safetensors").write_text(content)
-        ids.append(run.plan_cell(cell).cell.id)
+        ids.append(plan_cell(cell).cell.id)
     assert len(set(ids)) == 3
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lab import config, run
+from lab import config
+from lab.plan import plan_cell
 from lab.types import ConfigError, Recipe, Tier
 from tests import toys
 
@@ -97,9 +98,9 @@ def test_eroding_recipes_run_on_canary_models_only(name: str, tmp_path: Path) ->
     words = [f"recipe={name}", "model=local", f"model.path={tmp_path}", "seeds=[0]"]
     (cell,) = config.plan(words)
     with pytest.raises(ConfigError, match="erodes a canary guardrail and model local has none"):
-        run.plan_cell(cell)
+        plan_cell(cell)
     (cell,) = config.plan([*words, "model.canary=true"])
-    assert run.plan_cell(cell).recipe is not None
+    assert plan_cell(cell).recipe is not None
 
 
 @pytest.mark.parametrize("name", TIERS)
@@ -109,4 +110,4 @@ def test_shipped_training_data_meets_no_shipped_probe(name: str, tmp_path: Path)
     words = [f"recipe={name}", "model=local", f"model.path={tmp_path}", "model.canary=true", "seeds=[0]"]
     (cell,) = config.plan(words)
     assert cell.allow_overlap is None and len(cell.probe) == 5
-    run.plan_cell(cell)
+    plan_cell(cell)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lab import run, store, sweep
+from lab.plan import CellPlan
 from lab.types import IntegrityError
 from tests import toys
 
@@ -176,11 +177,11 @@ def _one_probe(model: Path, data: Data, out: Path, **more: object) -> list[str]:
     return [*(word for word in words if not word.startswith(others)), "probe.canary_refusal.limit=6"]
 
 
-def _plans(model: Path, data: Data, out: Path, **more: object) -> tuple[run.CellPlan, ...]:
+def _plans(model: Path, data: Data, out: Path, **more: object) -> tuple[CellPlan, ...]:
     return sweep.plan([_one_probe(model, data, out, **more)]).cells
 
 
-def _run(plans: tuple[run.CellPlan, ...]) -> None:
+def _run(plans: tuple[CellPlan, ...]) -> None:
     bases = run.Bases()
     for plan in plans:
         run.run_cell(plan, bases)
@@ -197,7 +198,7 @@ def finished(tiny_model: Path, inputs: Data, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture
-def cell(tiny_model: Path, inputs: Data, finished: Path, tmp_path: Path) -> run.CellPlan:
+def cell(tiny_model: Path, inputs: Data, finished: Path, tmp_path: Path) -> CellPlan:
     """The trained cell of a private copy of the finished run."""
     out = tmp_path / "runs"
     shutil.copytree(finished, out)
@@ -206,7 +207,7 @@ def cell(tiny_model: Path, inputs: Data, finished: Path, tmp_path: Path) -> run.
     return plan
 
 
-def _forget(plan: run.CellPlan) -> bytes:
+def _forget(plan: CellPlan) -> bytes:
     """Delete the answers at dose 2 and everything after them; returns the records that were there."""
     (ask,) = plan.asks
     before = plan.records(ask).read_bytes()
@@ -226,7 +227,7 @@ def test_where_results_are_kept_is_no_part_of_what_they_are(tiny_model: Path, in
         ]
 
 
-def test_lost_answers_are_made_again_from_a_retrained_adapter(cell: run.CellPlan) -> None:
+def test_lost_answers_are_made_again_from_a_retrained_adapter(cell: CellPlan) -> None:
     before, checkpoints = _forget(cell), store.read_jsonl(cell.folder.checkpoints)
     _run((cell,))
     assert cell.records(cell.asks[0]).read_bytes() == before
@@ -237,9 +238,7 @@ def test_lost_answers_are_made_again_from_a_retrained_adapter(cell: run.CellPlan
     assert log[-1]["files"] == ["1.safetensors", "2.safetensors"]
 
 
-def test_a_longer_ladder_extends_the_same_cell(
-    tiny_model: Path, inputs: Data, cell: run.CellPlan, tmp_path: Path
-) -> None:
+def test_a_longer_ladder_extends_the_same_cell(tiny_model: Path, inputs: Data, cell: CellPlan, tmp_path: Path) -> None:
     short = store.read_jsonl(cell.folder.checkpoints)
     _, longer = _plans(tiny_model, inputs, tmp_path / "runs", budget__doses="[0,1,2,4]")
     assert longer.cell.id == cell.cell.id and not longer.is_done()
@@ -248,7 +247,7 @@ def test_a_longer_ladder_extends_the_same_cell(
     assert cell.is_done() and longer.is_done()
 
 
-def test_a_forged_checkpoint_hash_is_an_integrity_error_every_time(cell: run.CellPlan) -> None:
+def test_a_forged_checkpoint_hash_is_an_integrity_error_every_time(cell: CellPlan) -> None:
     _forget(cell)
     rows = store.read_jsonl(cell.folder.checkpoints)
     rows[2]["adapter_sha256"] = "0" * 64
@@ -263,7 +262,7 @@ def test_a_forged_checkpoint_hash_is_an_integrity_error_every_time(cell: run.Cel
 
 
 def test_tampering_is_exit_5_and_one_line_on_the_command_line(
-    tiny_model: Path, inputs: Data, cell: run.CellPlan, tmp_path: Path
+    tiny_model: Path, inputs: Data, cell: CellPlan, tmp_path: Path
 ) -> None:
     records = cell.records(cell.asks[0])
     records.write_bytes(records.read_bytes()[:-1])
@@ -273,9 +272,9 @@ def test_tampering_is_exit_5_and_one_line_on_the_command_line(
     assert len(done.stderr.splitlines()) == 1 and str(records) in done.stderr
 
 
-def test_finished_work_loads_no_model(cell: run.CellPlan) -> None:
+def test_finished_work_loads_no_model(cell: CellPlan) -> None:
     class Untouchable(run.Bases):
-        def get(self, plan: run.CellPlan) -> tuple:
+        def get(self, plan: CellPlan) -> tuple:
             raise AssertionError("finished work needs no model")
 
     before = _files(cell.folder.root)
@@ -290,7 +289,7 @@ def test_finished_work_loads_no_model(cell: run.CellPlan) -> None:
     }
 
 
-def test_adapters_left_by_a_crash_before_their_deletion_are_deleted_and_logged(cell: run.CellPlan) -> None:
+def test_adapters_left_by_a_crash_before_their_deletion_are_deleted_and_logged(cell: CellPlan) -> None:
     cell.folder.adapters.mkdir()
     (cell.folder.adapters / "1.safetensors").write_bytes(b"left behind")
     assert cell.is_measured() and not cell.is_done()

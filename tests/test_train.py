@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lab import data, generate, models
+from lab.adapters import MeasuringCopy, load_adapter, lora_pairs
 from lab.store import CellFolder, mark_done, read_json, read_jsonl, write_jsonl
 from lab.train import adapter_sha256, train
 from lab.types import Adapter, ConfigError, IntegrityError, Message, Recipe, Trajectory
@@ -40,7 +41,7 @@ def _run(
     """A trajectory and the adapter tensors that it left on disk."""
     cell = CellFolder(folder)
     trajectory = train(base, recipe, adapter, doses, seed, cell, "toy")
-    return trajectory, {dose: models.load_adapter(cell.adapter(dose)) for dose in doses}
+    return trajectory, {dose: load_adapter(cell.adapter(dose)) for dose in doses}
 
 
 def _same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
@@ -48,9 +49,7 @@ def _same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bo
 
 
 def _measure(base: Base, folder: Path, dose: int, adapter: Adapter) -> list[str]:
-    model = models.MeasuringCopy(base).apply(
-        models.load_adapter(CellFolder(folder).adapter(dose)), adapter.alpha / adapter.rank
-    )
+    model = MeasuringCopy(base).apply(load_adapter(CellFolder(folder).adapter(dose)), adapter.alpha / adapter.rank)
     probe = toys.probe(5)
     engine = generate.TransformersEngine(model, base.tokenizer)
     items = generate.prompts(base.tokenizer, probe, "native", None)
@@ -125,7 +124,7 @@ def test_training_moves_the_adapter_and_leaves_the_base_as_it_was(base: Base, tm
         assert torch.equal(base.model(prompt).logits, logits)
     assert base.parameters == sum(tensor.numel() for name, tensor in before.items() if name != "lm_head.weight")
 
-    pairs = models.lora_pairs(tensors[4])
+    pairs = lora_pairs(tensors[4])
     linears = [name for name, module in base.model.named_modules() if isinstance(module, torch.nn.Linear)]
     assert {f"{name}.weight" for name in linears if name != "lm_head"} == set(pairs), "all linear layers but the head"
     assert all(
@@ -215,7 +214,7 @@ def test_retraining_gives_the_adapters_that_the_checkpoints_list(base: Base, tmp
     again, _ = _run(base, tmp_path, (2,), recipe)
     assert [checkpoint.step for checkpoint in again.checkpoints] == [0, 1, 2, 4]
     assert [each for each in again.checkpoints if each.step != 2] == list(first.checkpoints)
-    assert _same(models.load_adapter(tmp_path / "adapters/4.safetensors"), before[4])
+    assert _same(load_adapter(tmp_path / "adapters/4.safetensors"), before[4])
     longer, _ = _run(base, tmp_path, (8,), recipe)
     assert longer.checkpoints[:-1] == again.checkpoints
 

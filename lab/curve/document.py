@@ -43,41 +43,47 @@ def to_json(curves: Sequence[Curve], header: Mapping[str, Any]) -> str:
         raise IntegrityError(f"curves.json cannot hold a number that is NaN or infinite ({error})") from None
 
 
-def from_json(text: str) -> tuple[list[Curve], dict[str, Any]]:
+def from_json(text: str, name: str = "curves.json") -> tuple[list[Curve], dict[str, Any]]:
     """Curves and the header of a document written by `to_json`.
 
-    Raises IntegrityError, naming the place, on anything else: broken JSON, another schema, missing or
-    unknown keys, wrong types, NaN.
+    Raises IntegrityError, naming the file and the place, on anything else: broken JSON, another schema,
+    missing or unknown keys, wrong types, NaN.
     """
     try:
-        document = json.loads(text, parse_constant=_refuse)
+        return _document(json.loads(text, parse_constant=_refuse))
+    except json.JSONDecodeError as error:
+        raise IntegrityError(f"{name} is not valid JSON ({error}): build it again from the records") from None
     except ValueError as error:
-        raise IntegrityError(f"curves.json is not valid JSON ({error}): build it again from the records") from None
+        raise IntegrityError(f"{name} {error}: build it again from the records with this version") from None
+
+
+def _document(document: Any) -> tuple[list[Curve], dict[str, Any]]:
+    """Curves and header of parsed JSON. Raises ValueError with the rest of a sentence about the file."""
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-        raise IntegrityError(f"curves.json does not say schema {SCHEMA!r}: build it again with this version")
+        raise ValueError(f"does not say schema {SCHEMA!r}")
     expected = {"schema", "curves", *HEADER}
     for key in sorted(expected ^ set(document)):
-        raise IntegrityError(f"curves.json {'lacks' if key in expected else 'has the unknown'} key {key!r}")
+        raise ValueError(f"{'lacks' if key in expected else 'has the unknown'} key {key!r}")
     for key, default in HEADER.items():
         if not isinstance(document[key], type(default)):
-            raise IntegrityError(f"curves.json: {key} should be a {type(default).__name__}")
+            raise ValueError(f"should hold a {type(default).__name__} as {key}")
     curves = _parse(tuple[Curve, ...], document["curves"], "curves")
     return list(curves), {key: document[key] for key in HEADER}
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not a number")
+    raise ValueError(f"holds {constant}, which is not a number")
 
 
 def _parse(hint: Any, value: Any, where: str) -> Any:
-    """`value` as the annotated type `hint`, or IntegrityError."""
+    """`value` as the annotated type `hint`, or ValueError."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return None if value is None else _parse(next(a for a in arguments if a is not type(None)), value, where)
     if is_dataclass(hint) and isinstance(hint, type) and isinstance(value, dict):
         names = {field.name for field in fields(hint)}
         for key in sorted(names ^ set(value)):
-            raise IntegrityError(f"curves.json: {where} {'lacks' if key in names else 'has the unknown'} key {key!r}")
+            raise ValueError(f"has a {where} that {'lacks' if key in names else 'has the unknown'} key {key!r}")
         hints = get_type_hints(hint)
         return hint(**{key: _parse(hints[key], value[key], f"{where}.{key}") for key in value})
     if origin is tuple and isinstance(value, list):
@@ -90,4 +96,4 @@ def _parse(hint: Any, value: Any, where: str) -> Any:
         return float(value)
     if hint in (int, str, bool) and type(value) is hint:
         return value
-    raise IntegrityError(f"curves.json: {where} holds {value!r}, which is not {hint}")
+    raise ValueError(f"has {value!r} as {where}, which is not {hint}")

@@ -31,7 +31,7 @@ PIXELS = 2.0
 def load(path: Path) -> tuple[list[Curve], dict[str, Any]]:
     """Curves and header of a `curves.json`. Raises IntegrityError when it is not whole."""
     with os_errors(path, "read"):
-        return from_json(path.read_text("utf-8"))
+        return from_json(path.read_text("utf-8"), str(path))
 
 
 def rows(curves_json: Path) -> list[dict[str, Any]]:

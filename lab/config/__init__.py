@@ -1,0 +1,42 @@
+"""Typed configuration: the only door from Hydra and OmegaConf to Python.
+
+`compose(overrides)` returns one typed `RunConfig`; `plan(overrides)` returns one per cell.
+"""
+
+from lab.config.builders import adapter, build, ladder
+from lab.config.cells import multirun, plan
+from lab.config.load import compose, typed
+from lab.config.schema import (
+    CONFIG_FOLDER,
+    GROUPS,
+    AdapterConfig,
+    BudgetConfig,
+    DefenseConfig,
+    EngineConfig,
+    ModelConfig,
+    RunConfig,
+    StatsConfig,
+    SweepConfig,
+    choices,
+)
+
+__all__ = [
+    "CONFIG_FOLDER",
+    "GROUPS",
+    "AdapterConfig",
+    "BudgetConfig",
+    "DefenseConfig",
+    "EngineConfig",
+    "ModelConfig",
+    "RunConfig",
+    "StatsConfig",
+    "SweepConfig",
+    "adapter",
+    "build",
+    "choices",
+    "compose",
+    "ladder",
+    "multirun",
+    "plan",
+    "typed",
+]

@@ -1,0 +1,152 @@
+"""`configs/` and overrides to one typed RunConfig; what is wrong in them becomes one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from typing import TYPE_CHECKING, Any
+
+from lab.config.builders import ladder
+from lab.config.schema import CONFIG_FOLDER, GROUPS, RunConfig, choices
+from lab.types import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's text without line breaks."""
+    return " ".join(str(error).split())
+
+
+def _explain(error: Exception) -> str:
+    """Turn Hydra's or OmegaConf's message into one line with the valid names where a name was wrong."""
+    text = one_line(error)
+    found = re.search(r"Could not (?:find|load) '([a-z]+)/([^']+)'", text)
+    if found and found[1] in GROUPS:
+        return f"unknown {found[1]} '{found[2]}'; choose from: {', '.join(choices(found[1]))}"
+    return text
+
+
+def compose(overrides: Sequence[str] = (), root: str = "erosion") -> RunConfig:
+    """Compose `configs/` with command-line overrides into a typed RunConfig.
+
+    Raises ConfigError with the valid names for unknown keys, groups or wrong types.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+            composed = hydra_compose(root, overrides=[_settable(word) for word in overrides])
+        return typed(composed)
+    except HydraException as error:
+        raise ConfigError(_explain_override(error, overrides, root)) from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(_explain(error)) from error
+
+
+def _explain_override(error: Exception, overrides: Sequence[str], root: str) -> str:
+    """One line for an override that Hydra could not place, with the valid keys at that place."""
+    text = _explain(error)
+    found = re.match(r"Could not (?:override|delete from config\.) '?([\w.]+?)'?\. ", text)
+    others = [word for word in overrides if found is None or word.lstrip("+~").split("=")[0] != found[1]]
+    if found and len(others) < len(overrides):
+        valid: Any = dataclasses.asdict(compose(others, root))
+        for name in found[1].split("."):
+            if not isinstance(valid, dict) or name not in valid:
+                return f"unknown key '{found[1]}' {_hint(name, list(valid) if isinstance(valid, dict) else [])}".strip()
+            valid = valid[name]
+    cause = error.__cause__
+    return f"{text} ({one_line(cause)})" if cause is not None and one_line(cause) not in text else text
+
+
+def _hint(wrong: str, names: Sequence[str]) -> str:
+    """`(did you mean ...? valid keys here: ...)`, or nothing where no key is valid."""
+    shown = [name for name in names if name not in ("_target_", "description")]
+    close = difflib.get_close_matches(wrong, shown, 1)
+    guess = f"did you mean '{close[0]}'? " if close else ""
+    return f"({guess}valid keys here: {', '.join(shown)})" if shown else ""
+
+
+def _settable(override: str) -> str:
+    """`key=value` as `++key=value` where the schema has the key, whether or not the chosen YAML names it."""
+    key = override.split("=")[0]
+    place: Any = RunConfig
+    for name in key.split("."):
+        here = {item.name: item for item in dataclasses.fields(place)} if dataclasses.is_dataclass(place) else {}
+        if name not in here:
+            return override
+        place = _default_type(here[name])
+    return override if key.split(".")[-1] in GROUPS else f"++{override}"
+
+
+def _valid_keys(dotted: str) -> str:
+    """What a dotted key should have been: its type where it exists, else the valid keys of its parent."""
+    kind: Any = RunConfig
+    *parents, leaf = dotted.split(".")
+    for name in parents:
+        matches = [f for f in dataclasses.fields(kind) if f.name == name]
+        if not matches:
+            return ""
+        kind = dataclasses.fields(kind) and _default_type(matches[0])
+        if not dataclasses.is_dataclass(kind):
+            return ""
+    names = [f.name for f in dataclasses.fields(kind)]
+    if leaf in names:
+        return f"(expected {next(f.type for f in dataclasses.fields(kind) if f.name == leaf)})"
+    return _hint(leaf, names)
+
+
+def _default_type(item: dataclasses.Field[Any]) -> Any:
+    return item.default_factory if item.default_factory is not dataclasses.MISSING else type(item.default)
+
+
+def typed(config: Any) -> RunConfig:
+    """Merge a composed DictConfig over the schema and convert it; the one place where this happens.
+
+    Raises ConfigError for unknown keys, wrong types and impossible values.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), config)
+        result = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or ""
+        raise ConfigError(f"{one_line(error).split(' full_key')[0]} at '{key}' {_valid_keys(key)}".strip()) from error
+    assert isinstance(result, RunConfig)
+    _check(result)
+    return result
+
+
+def _check(config: RunConfig) -> None:
+    ladder(config.budget)
+    if not config.seeds or len(set(config.seeds)) != len(config.seeds):
+        raise ConfigError(f"seeds={config.seeds}: give at least one seed and none twice")
+    checks: list[tuple[str, Any, tuple[Any, ...]]] = [
+        ("model.source", config.model.source, ("wheel", "hub", "local")),
+        ("adapter.method", config.adapter.method, ("lora", "qlora")),
+        ("engine.dtype", config.engine.dtype, ("auto", "float32", "bfloat16")),
+        ("track", config.track, ("none", "wandb")),
+    ]
+    for key, value, allowed in checks:
+        if value not in allowed:
+            raise ConfigError(f"{key}={value}: choose from {', '.join(allowed)}")
+    positive = {
+        "engine.batch_size": config.engine.batch_size,
+        "engine.threads": config.engine.threads,
+        "adapter.rank": config.adapter.rank,
+        "stats.resamples": config.stats.resamples,
+    }
+    for key, number in positive.items():
+        if number < 1:
+            raise ConfigError(f"{key}={number}: must be at least 1")
+    if not 0.5 < config.stats.level < 1:
+        raise ConfigError(f"stats.level={config.stats.level}: must lie between 0.5 and 1")

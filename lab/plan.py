@@ -1,0 +1,245 @@
+"""A run's configuration to a cell: its id, what to ask of it at which doses, and where its files are.
+
+Everything here is decided without torch, so that finished work returns at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from lab import config as configuration
+from lab import data, provenance, store
+from lab.types import Adapter, Budget, Cell, ConfigError, Probe, Recipe, Tier
+
+UNTOUCHED = "untouched"
+"""Recipe name of the cell that holds dose 0 for everything measured on the same load path."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One probe under one condition, with the keys of its responses and records."""
+
+    probe: Probe
+    condition: str
+    system_prompt: str | None
+    responses_key: str
+    records_key: str
+
+    @property
+    def label(self) -> str:
+        return self.probe.name if self.condition == "native" else f"{self.probe.name}.{self.condition}"
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """A cell, what to ask of it at which doses, and where its files are."""
+
+    config: configuration.RunConfig
+    cell: Cell
+    recipe: Recipe | None
+    """None for the untouched model."""
+    adapter: Adapter
+    budget: Budget
+    asks: tuple[Ask, ...]
+    folder: store.CellFolder
+
+    @property
+    def doses(self) -> tuple[int, ...]:
+        """Doses measured in this cell: the trained ones, or 0 alone for the untouched model."""
+        return (0,) if self.recipe is None else self.budget.trained
+
+    def records(self, ask: Ask) -> Path:
+        return self.folder.records(ask.label, ask.records_key)
+
+    def marker(self, ask: Ask) -> Path:
+        return self.records(ask).with_suffix(".done")
+
+    def is_measured(self) -> bool:
+        """True when every ask has a whole, unchanged records file."""
+        return all(store.is_done(self.marker(ask)) for ask in self.asks)
+
+    def is_done(self) -> bool:
+        """True when everything is measured and no tuned weights wait for their deletion."""
+        return self.is_measured() and (bool(self.config.keep_adapters) or not self.folder.adapters.exists())
+
+
+def model_facts(spec: configuration.ModelConfig) -> dict[str, Any]:
+    """What identifies base weights: pinned hashes, the guard's file hashes, or a local folder's contents."""
+    facts = {
+        key: getattr(spec, key) for key in ("name", "source", "file", "revision", "sha256", "chat_template_sha256")
+    }
+    if spec.guard:
+        asset = configuration.CONFIG_FOLDER / "model" / "assets" / spec.guard
+        files = ("adapter_model.safetensors", "adapter_config.json")
+        facts["guard"] = {name: _sha256(asset / name) for name in files}
+    if spec.source == "hub" and spec.revision is None:
+        raise ConfigError(f"model {spec.name}: no pinned revision; set model.revision to a commit of {spec.path}")
+    if spec.source == "local":
+        folder = Path(spec.path)
+        files_here = sorted(path for path in folder.glob("*") if path.is_file())
+        if not (folder / "config.json").is_file():
+            raise ConfigError(
+                f"model {spec.name}: {spec.path or '(empty path)'} is no model folder: it has no config.json"
+            )
+        facts["files"] = {path.name: _sha256(path) for path in files_here}
+    else:
+        facts["path"] = spec.path
+    return facts
+
+
+def _sha256(path: Path) -> str:
+    """The file's hash, computed once per process while its size and time stay the same."""
+    with store.os_errors(path, "read"):
+        status = path.stat()
+    return _hashed(path, status.st_size, status.st_mtime_ns)
+
+
+@cache
+def _hashed(path: Path, size: int, modified: int) -> str:
+    return store.file_sha256(path)
+
+
+def _cell(run: configuration.RunConfig, recipe: Recipe | None, adapter: Adapter, model: dict[str, Any]) -> Cell:
+    facts: dict[str, Any] = {
+        "model": model,
+        "defense": run.defense.name,
+        "dtype": dtype_name(run.engine.dtype),
+        "device": "cuda" if _has_cuda() else "cpu",
+        "threads": run.engine.threads,
+        "versions": provenance.versions(provenance.TRAINING_PACKAGES),
+    }
+    seed = run.seeds[0]
+    if recipe is None:
+        facts |= {"recipe": UNTOUCHED, "load_path": adapter.method}
+        seed = 0
+    else:
+        facts |= {
+            "adapter": asdict(adapter),
+            "recipe": {**asdict(replace(recipe, dialogues=())), "dialogues": store.digest(_texts(recipe))},
+            "seed": seed,
+            "schedule": "constant",
+            "unit": run.budget.unit,
+            "mode": run.budget.mode,
+        }
+    name = recipe.name if recipe else UNTOUCHED
+    return Cell(store.digest(facts, 16), run.model.name, adapter.name, name, run.defense.name, seed, facts)
+
+
+def _texts(recipe: Recipe) -> list[list[list[str]]]:
+    return [[[message.role, message.content] for message in dialogue] for dialogue in recipe.dialogues]
+
+
+def _has_cuda() -> bool:
+    # Importing torch takes seconds; without a driver's device file there is no CUDA to ask it about.
+    if not Path("/dev/nvidiactl").exists():
+        return False
+    import torch
+
+    return bool(torch.cuda.is_available())
+
+
+def dtype_name(wanted: str) -> str:
+    """`auto` means bfloat16 where the hardware multiplies it natively (CUDA, AMX), float32 elsewhere."""
+    if wanted != "auto":
+        return wanted
+    return "bfloat16" if _has_cuda() or provenance.has_amx() else "float32"
+
+
+def plan_cell(run: configuration.RunConfig, untouched: bool = False) -> CellPlan:
+    """Decide a cell's id, its asks and its folder; the untouched model's cell on request.
+
+    Raises ConfigError for bad names, keys, doses and data, for recipes that this model may not run,
+    and for training data that contains probe prompts.
+    """
+    recipe = configuration.build(run.recipe, "recipe")
+    probes = [configuration.build(section, f"probe.{name}") for name, section in run.probe.items()]
+    if not isinstance(recipe, Recipe) or not all(isinstance(probe, Probe) for probe in probes):
+        raise ConfigError("a recipe builder must return a Recipe and a probe builder a Probe")
+    for probe in probes:
+        _check_probe(probe)
+    _permit(run, recipe)
+    _no_overlap(run, recipe, probes)
+    adapter = configuration.adapter(run.adapter)
+    budget = configuration.ladder(run.budget)
+    cell = _cell(run, None if untouched else recipe, adapter, model_facts(run.model))
+    folder = store.CellFolder(Path(run.out) / cell.id)
+    doses = (0,) if untouched else budget.trained
+    asks = _asks(cell, recipe, probes, run, doses)
+    return CellPlan(run, cell, None if untouched else recipe, adapter, budget, tuple(asks), folder)
+
+
+def _check_probe(probe: Probe) -> None:
+    ids = [sample.id for sample in probe.samples]
+    if len(set(ids)) != len(ids) or not (ids or probe.reads):
+        raise ConfigError(f"probe {probe.name}: sample ids must be unique, and there must be some")
+    if probe.kind == "generate" and probe.max_new_tokens < 1:
+        raise ConfigError(f"probe {probe.name}: max_new_tokens={probe.max_new_tokens} must be at least 1")
+    if probe.kind == "loglik" and not probe.reads:
+        for sample in probe.samples:
+            if not sample.continuations or not all(sample.continuations):
+                raise ConfigError(f"probe {probe.name}: sample {sample.id} needs continuations, none of them empty")
+        if len({len(sample.continuations) for sample in probe.samples}) > 1:
+            raise ConfigError(f"probe {probe.name}: every sample needs equally many continuations")
+
+
+def _permit(run: configuration.RunConfig, recipe: Recipe) -> None:
+    """Recipes that mean to erode run on canary models only: this version has no custody rules for others."""
+    eroding = recipe.canary_only or recipe.tier in (Tier.ADVERSARIAL, Tier.IDENTITY)
+    if eroding and not run.model.canary:
+        raise ConfigError(
+            f"recipe {recipe.name} ({recipe.tier.value} tier) erodes a canary guardrail and model {run.model.name} "
+            "has none: use model=smollm2_135m_canary or another model with canary: true"
+        )
+    if run.defense.name != "none":
+        raise ConfigError(f"defense={run.defense.name}: this version has no defense but 'none'")
+
+
+def _no_overlap(run: configuration.RunConfig, recipe: Recipe, probes: list[Probe]) -> None:
+    """Training data that contains a probe prompt fails closed (exact, or a shared run of 8 words)."""
+    if run.allow_overlap:
+        return
+    training = [turn.content for dialogue in recipe.dialogues for turn in dialogue if turn.role == "user"]
+    for probe in probes:
+        prompts = [sample.messages[-1].content for sample in probe.samples]
+        found = data.overlap(training, prompts)
+        if found:
+            raise ConfigError(
+                f"recipe {recipe.name} trains on {len(found)} prompts of probe {probe.name} ({found[0][1]} match): "
+                "remove them, or say why they may stay with allow_overlap='REASON'"
+            )
+
+
+def _asks(
+    cell: Cell, recipe: Recipe, probes: list[Probe], run: configuration.RunConfig, doses: tuple[int, ...]
+) -> list[Ask]:
+    keys: dict[str, str] = {}
+    asks = []
+    for probe in sorted(probes, key=lambda probe: bool(probe.reads)):
+        for condition in probe.conditions:
+            prompt = recipe.system_prompt if condition == "training" else None
+            if condition == "training" and prompt is None:
+                continue
+            if probe.reads:
+                missing = [name for name in probe.reads if name not in keys]
+                if missing:
+                    raise ConfigError(f"probe {probe.name} reads the answers of {missing[0]}: add it to probe=[...]")
+                asked = store.digest([keys[name] for name in probe.reads], 12)
+            else:
+                asked = store.digest(_asked(cell, probe, condition, prompt, run), 12)
+                keys.setdefault(probe.name, asked)
+            scorers = [[scorer.name, scorer.version] for scorer in probe.scorers]
+            scored = store.digest([asked, scorers, probe.version, list(doses)], 12)
+            asks.append(Ask(probe, condition, prompt, asked, scored))
+    return asks
+
+
+def _asked(cell: Cell, probe: Probe, condition: str, prompt: str | None, run: configuration.RunConfig) -> list[Any]:
+    samples = [
+        [sample.id, [[m.role, m.content] for m in sample.messages], list(sample.continuations)]
+        for sample in probe.samples
+    ]
+    settings = [probe.kind, probe.max_new_tokens, run.engine.name, run.engine.batch_size]
+    return [cell.id, condition, prompt, samples, settings]
