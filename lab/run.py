@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections import defaultdict
@@ -26,21 +27,18 @@ class Bases:
     def __init__(self) -> None:
         self._key: str | None = None
         self._base: Base | None = None
-        self._copy: MeasuringCopy | None = None
 
-    def get(self, plan: CellPlan) -> tuple[Base, MeasuringCopy]:
-        """The base and the measuring copy of a plan's load path."""
-        import gc
-
+    def get(self, plan: CellPlan) -> Base:
+        """The base of a plan's load path."""
         import torch
         from safetensors import SafetensorError
 
-        from lab import adapters, models
+        from lab import models
 
         key = store.digest([model_facts(plan.config.model), plan.adapter.method, plan.cell.facts["dtype"]])
-        if self._key != key or self._base is None or self._copy is None:
-            self._base = self._copy = None
-            gc.collect()  # models hold themselves in cycles; without this two bases would be in memory
+        if self._key != key or self._base is None:
+            self._base = None
+            _release_memory()
             dtype = getattr(torch, plan.cell.facts["dtype"])
             try:
                 self._base = models.load_base(plan.config.model, plan.adapter.method, dtype)
@@ -48,9 +46,21 @@ class Bases:
                 reason = " ".join(str(error).split())
                 spec = plan.config.model
                 raise InfrastructureError(f"model {spec.name} cannot be loaded from {spec.path}: {reason}") from error
-            self._copy = adapters.MeasuringCopy(self._base)
             self._key = key
-        return self._base, self._copy
+        return self._base
+
+
+def _release_memory() -> None:
+    """Give freed memory back to the system: objects in cycles, and what glibc keeps for later.
+
+    Without it a worker holds the sum of what training and generating need at their peaks.
+    """
+    import ctypes
+    import gc
+
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def run_cell(plan: CellPlan, bases: Bases, report: Callable[..., None] = lambda *event: None) -> None:
@@ -94,9 +104,13 @@ def _answer(plan: CellPlan, bases: Bases, report: Callable[..., None]) -> None:
     import torch
 
     torch.set_num_threads(plan.config.engine.threads)
-    base, copy = bases.get(plan)
+    from lab.adapters import MeasuringCopy
+
+    base = bases.get(plan)
     store.write_json(plan.folder.root / "footprint.json", base.footprint)
     _train(plan, base, [dose for dose in missing if dose > 0], report)
+    _release_memory()
+    copy = MeasuringCopy(base)
     answered = 0
     total = sum(len(ask.probe.samples) for asks in missing.values() for ask in asks)
 
@@ -107,6 +121,7 @@ def _answer(plan: CellPlan, bases: Bases, report: Callable[..., None]) -> None:
 
     for dose in sorted(missing):
         _generate(plan, base, copy, dose, missing[dose], progress)
+        _release_memory()
 
 
 def _train(plan: CellPlan, base: Base, doses: list[int], report: Callable[..., None]) -> None:
