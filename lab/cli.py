@@ -144,8 +144,8 @@ def _announce(sweep: SweepPlan, todo: Sequence[Any]) -> None:
     dtype = dtype_name(engine.dtype)
     line = f"{len(todo)} of {len(sweep.cells)} cells to run, {workers} at a time, {dtype}"
     if sweep.config.model.parameters:
-        speed = estimate.matmul_speed(dtype, engine.threads)
-        spent = estimate.seconds(todo, sweep.config.model.parameters, speed, workers)
+        speed = estimate.matmul_speed(dtype, engine.threads, workers)
+        spent = estimate.seconds(todo, sweep.config.model.parameters, speed)
         line += f": about {max(1, round(spent / 60))} min at the {speed / 1e9:.0f} GFLOP/s measured here"
     print(line, file=sys.stderr, flush=True)
 

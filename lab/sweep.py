@@ -193,6 +193,7 @@ def quiet() -> None:
 
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported; transformers' switch misses the GGUF bar
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.simplefilter("ignore")
     for name in ("transformers", "peft", "trl", "bitsandbytes", "datasets", "torch"):
