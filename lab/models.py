@@ -281,13 +281,17 @@ class Base:
 
 
 def load_base(spec: ModelConfig, method: str, dtype: torch.dtype) -> Base:
-    """Load a base for one adapter method: `lora` in full precision, `qlora` dequantised from NF4."""
+    """Load a base for one adapter method: `lora` in full precision, `qlora` dequantised from NF4.
+
+    Its weights are frozen from the start: torch multiplies by a weight that wants a gradient in another way,
+    even without gradients, so answers from before and after a training run would differ in their last digits.
+    """
     tokenizer = load_tokenizer(spec)
     if method == "lora":
-        model = load_full(spec, dtype)
+        model = load_full(spec, dtype).requires_grad_(False)
         return Base(spec, method, dtype, tokenizer, model, {"bytes": footprint(model)})
     quantised = load_4bit(spec, dtype)
     size = footprint(quantised)
-    model = dequantised(spec, quantised, dtype)
+    model = dequantised(spec, quantised, dtype).requires_grad_(False)
     in_bf16 = 2 * sum(parameter.numel() for parameter in model.parameters())
     return Base(spec, method, dtype, tokenizer, model, {"bytes": size, "share_of_bf16": size / in_bf16})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 import shutil
@@ -11,10 +12,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from rich.console import Console
 
 from lab import report
 from lab.curve import to_json
-from lab.report import charts, page, verdict, words
+from lab.report import bundle, charts, page, terminal, verdict, words
 from lab.types import ConfigError, Crossing, Curve, IntegrityError, Point
 
 if TYPE_CHECKING:
@@ -264,12 +266,25 @@ def test_the_terminal_table_shows_value_interval_and_crossings(
 ) -> None:
     report.table(curves_json)
     printed = capsys.readouterr().out
-    assert re.search(r"canary_adversarial +lora +0 +98\.0 % +90\.0 to 100\.0 % +64 +0 +98\.0 %", printed)
-    assert re.search(r" 4 +74\.0 % +66\.0 to 88\.0 % +192 +2 +74\.0 % \[2 unscored\]", printed)
+    assert re.search(r"canary_adversarial +lora +0 +98\.0 +90\.0 to 100\.0 +64 +0 +98\.0 ", printed)
+    assert re.search(r" 4 +74\.0 +66\.0 to 88\.0 +192 +2 +74\.0 \[2 unscored\]", printed)
     assert re.search(
         r"canary_refusal +benign +lora +3\.2 \(2\.0 to beyond the ladder\) .*provisional: 3 seeds", printed
     )
     assert "beyond the ladder (not before 9.0)" in printed
+
+
+def test_a_narrow_terminal_gets_two_tables_rather_than_half_words(curves_json: Path) -> None:
+    def printed(width: int) -> str:
+        console = Console(width=width, file=io.StringIO())
+        terminal.print_tables(bundle.load(curves_json)[0], console)
+        return console.file.getvalue()  # type: ignore[attr-defined]
+
+    wide, narrow = printed(120), printed(80)
+    for text in (wide, narrow):
+        assert "\N{HORIZONTAL ELLIPSIS}" not in text
+        assert re.search(r"canary_adversarial +lora +0 +98\.0 +90\.0 to 100\.0 +64 +0\b", text)
+    assert "other probes, percent" in narrow and "other probes, percent" not in wide
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,24 @@ def _measure(base: Base, folder: Path, dose: int, adapter: Adapter) -> list[str]
     return [answer.text for answer in engine.generate(items, generate.common_prefix(items), 6)]
 
 
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_training_leaves_no_trace_in_the_untouched_answers(tiny_model: Path, tmp_path: Path, method: str) -> None:
+    """The negative control stands on this: dose 0 before a training run equals dose 0 after it, digit by digit."""
+    adapter = toys.LORA if method == "lora" else toys.QLORA
+    base = models.load_base(toys.spec(tiny_model), method, torch.float32)
+    probe = toys.probe(5)
+    samples = tuple(replace(sample, continuations=("a b", "c", "the")) for sample in probe.samples)
+    items = generate.prompts(base.tokenizer, replace(probe, samples=samples, kind="loglik"), "native", None)
+
+    def answers() -> list[tuple[float, ...]]:
+        engine = generate.TransformersEngine(MeasuringCopy(base).apply({}, 1.0), base.tokenizer)
+        return [answer.logprobs for answer in engine.logprobs(items, generate.common_prefix(items))]
+
+    before = answers()
+    train(base, toys.recipe(8), adapter, (2,), 0, CellFolder(tmp_path), "toy")
+    assert answers() == before
+
+
 # 64 dialogues are one epoch of 16 steps; 10 are two steps and a rest that is dropped, eight times over.
 @pytest.mark.parametrize("dialogues", [64, 10], ids=["within an epoch", "across epochs"])
 @pytest.mark.parametrize("adapter", [toys.LORA, toys.DROPOUT], ids=["plain", "dropout"])

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from lab.report.words import bounds, crossing, percent, remark
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from lab.types import Crossing, Curve, Point
 
@@ -76,11 +78,25 @@ def print_tables(curves: Sequence[Curve], console: Console | None = None) -> Non
     # A pipe has no width; the tables are then as wide as they need to be.
     console = console or Console(width=None if sys.stdout.isatty() else 180)
     main = headline(curves)
-    console.print(_along(main, curves))
+    _print_along(main, curves, console)
     away = [curve for curve in curves if curve.condition != "native"]
     if away:
-        console.print(_along(_first_probe(away, main[0].probe), away))
+        _print_along(_first_probe(away, main[0].probe), away, console)
     console.print(_lost(curves))
+
+
+def _print_along(main: Sequence[Curve], curves: Sequence[Curve], console: Console) -> None:
+    """One table where the terminal is wide enough, else the headline and the other probes in two."""
+    others = {curve.probe: curve.metric for curve in curves if curve.probe != main[0].probe}
+    condition = "" if main[0].condition == "native" else f", {main[0].condition} prompt"
+    what = f"{main[0].probe}{condition}, percent by dose in optimizer steps"
+    whole = _along(main, curves, others, what)
+    needed = Measurement.get(console, console.options.update(max_width=10_000), whole).maximum
+    if others and needed > console.width:
+        console.print(_along(main, curves, {}, what))
+        console.print(_along(main, curves, others, f"other probes{condition}, percent", headline=False))
+    else:
+        console.print(whole)
 
 
 def _first_probe(curves: Sequence[Curve], probe: str) -> list[Curve]:
@@ -92,66 +108,78 @@ def _who(curve: Curve) -> tuple[str, str, str, str, str]:
     return curve.model, curve.recipe, curve.adapter, curve.defense, curve.condition
 
 
-def _arm(curve: Curve, models: int) -> str:
+def _arm(curve: Curve, models: int, condition: bool) -> str:
     parts = [curve.model] if models > 1 else []
     parts += [curve.adapter, *([curve.defense] if curve.defense != "none" else [])]
-    parts += [f"{curve.condition} prompt"] if curve.condition != "native" else []
+    parts += [f"{curve.condition} prompt"] if condition and curve.condition != "native" else []
     return ", ".join(parts)
 
 
-def _along(main: Sequence[Curve], curves: Sequence[Curve]) -> Table:
-    """The headline curves, one line per dose, and every other probe of the same model as a bare value."""
+def _along(
+    main: Sequence[Curve], curves: Sequence[Curve], others: Mapping[str, str], title: str, headline: bool = True
+) -> Table:
+    """The headline curves, one line per dose, and every other probe of the same model as a bare value.
+
+    `others` maps a probe to its metric; without `headline` only those are shown.
+    """
     models = len({curve.model for curve in curves})
-    others = {curve.probe: curve.metric for curve in curves if curve.probe != main[0].probe}
     beside: dict[tuple[object, ...], Point] = {}
     for curve in curves:
         for point in curve.points:
             beside.setdefault((*_who(curve), curve.probe, point.dose), point)
-    condition = "" if main[0].condition == "native" else f", {main[0].condition} prompt"
-    where = f"what survives, by dose in optimizer steps ({main[0].probe}{condition}; intervals as in the report)"
-    table = Table(title=where, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for title in ("recipe", "adapter"):
-        table.add_column(title)
-    for title in ("dose", main[0].metric, "interval", "n", "unscored"):
-        table.add_column(title, justify="right", no_wrap=True)
-    for metric in others.values():
-        table.add_column(Text(metric), justify="right")
+    table = _table(title)
+    for name in ("recipe", "adapter"):
+        table.add_column(name, no_wrap=True)
+    shown = [main[0].metric, "interval", "n", "unscored"] if headline else []
+    for name in ["dose", *shown, *others.values()]:
+        heading = textwrap.wrap(name, 10, break_long_words=False)
+        table.add_column(Text("\n".join(heading)), justify="right", no_wrap=True)
     for curve in main:
         for point in curve.points:
             first = point is curve.points[0]
+            own = [_bare(point), bounds(point.low, point.high).removesuffix(" %"), str(point.n), str(point.unscored)]
             cells = [beside.get((*_who(curve), probe, point.dose)) for probe in others]
             table.add_row(
                 # Text, not str: a name in brackets is a name, not markup.
                 Text(curve.recipe if first else ""),
-                Text(_arm(curve, models) if first else ""),
+                Text(_arm(curve, models, condition=False) if first else ""),
                 str(point.dose),
-                percent(point.value),
-                bounds(point.low, point.high),
-                str(point.n),
-                str(point.unscored),
+                *(own if headline else []),
                 *(_beside(cell) for cell in cells),
                 end_section=point is curve.points[-1],
             )
     return table
 
 
-def _beside(point: Point | None) -> str:
+def _table(title: str) -> Table:
+    return Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+
+
+def _bare(point: Point) -> str:
+    return percent(point.value).removesuffix(" %")
+
+
+def _beside(point: Point | None) -> Text:
     if point is None:
-        return "-"
-    return percent(point.value) + (f" [{point.unscored} unscored]" if point.unscored else "").replace("[", "\\[")
+        return Text("-")
+    return Text(_bare(point) + (f" [{point.unscored} unscored]" if point.unscored else ""))
 
 
 def _lost(curves: Sequence[Curve]) -> Table:
     models = len({curve.model for curve in curves})
     main = headline(curves)
     shown = [c for c in curves if c.probe == main[0].probe or c.dose_to_drop.status != "beyond"]
-    table = Table(title="steps to a 10-point drop, and half-life", title_justify="left", caption_justify="left")
-    table.box, table.pad_edge = box.SIMPLE_HEAD, False
+    table = _table("steps to a 10-point drop, and half-life")
+    table.caption_justify = "left"
     if len(shown) < len(curves):
         table.caption = f"{len(curves) - len(shown)} curves of other probes lost no ten points within the ladder"
     for title in ("probe", "recipe", "adapter", "10-point drop", "half-life", "note"):
-        table.add_column(title)
+        table.add_column(title, no_wrap=title in ("probe", "recipe"), overflow="fold")
     for curve in sorted(shown, key=lambda item: item not in main):
         found = (crossing(curve.dose_to_drop, reason=False), crossing(curve.half_life, reason=False))
-        table.add_row(Text(curve.probe), Text(curve.recipe), Text(_arm(curve, models)), *found, remark(curve))
+        table.add_row(
+            Text(curve.probe), Text(curve.recipe), Text(_arm(curve, models, condition=True)), *found, remark(curve)
+        )
     return table
