@@ -232,6 +232,8 @@ def test_the_verdict_says_what_moved_what_did_not_and_how_sure_it_is() -> None:
     assert "provisional: 3 seeds" in said
     single = replace(fast, seeds=(0,))
     assert "single run, no recipe-level claim" in verdict.paragraph([single], [single], 0.95)
+    sooner = replace(single, adapter="qlora", dose_to_drop=Crossing("within", 0.5, 0.0, 4.0))
+    assert "soonest under canary adversarial, lora: after 3.2" in verdict.paragraph([sooner, fast], [sooner], 0.95)
     assert "no claim about the recipe" in verdict.sentence(single)
     lost = replace(fast, dose_to_drop=Crossing("undefined", reason="dose 0 is at the floor"))
     said = verdict.paragraph([lost], [lost], 0.95)

@@ -21,6 +21,8 @@ PALETTE = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 CONTROL = "#7f7f7f"
 DASHES = ((1, 0), (6, 4), (2, 3), (9, 3, 2, 3))
 SHAPES = ("circle", "square", "triangle-up", "diamond")
+MARKER = 6
+"""Pixels left free beside the first and last dose, so that their markers lie on no axis label."""
 FONT = "system-ui, sans-serif"
 
 
@@ -64,7 +66,7 @@ class Axis:
             title=f"dose ({UNITS[self.unit]})",
             grid=False,
         )
-        return alt.X("x:Q", axis=axis, scale=alt.Scale(nice=False, zero=True))
+        return alt.X("x:Q", axis=axis, scale=alt.Scale(nice=False, zero=True, padding=MARKER))
 
 
 def _doublings(first: float, last: float) -> list[float]:

@@ -27,10 +27,10 @@ def paragraph(main: Sequence[Curve], curves: Sequence[Curve], level: float) -> s
             f"Before any training, {several_models(main)} had a {main[0].metric} of {words.percent(start.value)} "
             f"({100 * level:g} % interval {interval}, n = {start.n})."
         ]
-    fallen = sorted((c for c in trained if c.dose_to_drop.dose is not None), key=lambda c: c.dose_to_drop.dose or 0.0)
-    fallen = [curve for curve in fallen if curve.dose_to_drop.status == "within"]
+    fallen = [curve for curve in trained if curve.dose_to_drop.status == "within"]
     if fallen:
-        first = fallen[0]
+        # A single run says nothing about its recipe: it leads only where no recipe was repeated.
+        first = min(fallen, key=lambda curve: (len(curve.seeds) == 1, curve.dose_to_drop.dose or 0.0))
         said.append(
             f"It lost ten points soonest under {label(first)}: after {_after(first.dose_to_drop)}"
             f"{_half(first)}; {words.remark(first)}."
