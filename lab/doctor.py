@@ -38,7 +38,7 @@ def examine() -> list[dict[str, Any]]:
     )
     found.append(_cache())
     wandb = importlib.util.find_spec("wandb") is not None
-    found.append(_finding(None, "wandb, for track=wandb" + ("" if wandb else ": not installed")))
+    found.append(_finding(True if wandb else None, "wandb, for track=wandb" + ("" if wandb else ": not installed")))
     return found
 
 
