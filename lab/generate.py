@@ -191,28 +191,29 @@ class TransformersEngine:
         sums = (same[:, None] + _logprob(logits[:, -1:].expand(-1, each, -1), firsts.view(-1, each))).flatten()
         rows = [row for row, rest in enumerate(rests) if len(rest) > 1]
         if rows:
-            # Only rests of more than one token need a second pass, each after its own prompt.
-            longest = max(map(len, rests))
             owners = torch.tensor(rows, device=ids.device) // each
-            gaps = [longest - len(rests[row]) for row in rows]
-            tails = [rests[row] + [self.pad] * gap for row, gap in zip(rows, gaps, strict=True)]
-            real = [[1] * len(rests[row]) + [0] * gap for row, gap in zip(rows, gaps, strict=True)]
-            ends = torch.tensor(tails, device=ids.device)
-            counted = torch.tensor(real, device=ids.device)
             cache.batch_select_indices(owners)
-            after = self.model(
-                input_ids=ends[:, :-1],
-                attention_mask=torch.cat([mask[owners], counted[:, :-1]], 1),
-                position_ids=mask.sum(1)[owners][:, None] + torch.arange(longest - 1, device=ids.device),
-                past_key_values=cache,
-                use_cache=True,
-            ).logits
-            sums[rows] += (_logprob(after, ends[:, 1:]) * counted[:, 1:]).sum(1)
+            sums[rows] += self._after_first([rests[row] for row in rows], mask[owners], cache)
         values = sums.view(len(prompts), each).tolist()
         return [
             Response(prompt.sample.id, prompt.sha256, logprobs=tuple(row), tokens=0)
             for prompt, row in zip(prompts, values, strict=True)
         ]
+
+    def _after_first(self, rests: Sequence[Sequence[int]], mask: Tensor, cache: Any) -> Tensor:
+        """Summed log-probability of each rest's tokens after its first; the cache holds what comes before each."""
+        longest = max(map(len, rests))
+        padded = [[*rest, *[self.pad] * (longest - len(rest))] for rest in rests]
+        real = [[1] * len(rest) + [0] * (longest - len(rest)) for rest in rests]
+        ids, counted = torch.tensor(padded, device=mask.device), torch.tensor(real, device=mask.device)
+        logits = self.model(
+            input_ids=ids[:, :-1],
+            attention_mask=torch.cat([mask, counted[:, :-1]], 1),
+            position_ids=mask.sum(1)[:, None] + torch.arange(longest - 1, device=mask.device),
+            past_key_values=cache,
+            use_cache=True,
+        ).logits
+        return (_logprob(logits, ids[:, 1:]) * counted[:, 1:]).sum(1)
 
 
 def _common_start(texts: Sequence[Sequence[int]]) -> int:
