@@ -253,8 +253,8 @@ def _arguments(recipe: Recipe, steps: int, seed: int, scratch: str) -> SFTConfig
 def _supervised_only() -> Iterator[None]:
     """Make TRL's loss score supervised positions only, as it does where Triton runs.
 
-    Elsewhere it scores every position, prompts and padding too, and multiplies those by 0: a quarter of a
-    step's time on the CPU, for the same loss.
+    Elsewhere it scores every position, prompts and padding too, and multiplies those by 0: a third of a
+    step's time on the CPU (`benchmarks/supervised_only.py`), for the same loss.
     """
     before = trl.trainer.utils._use_triton
     trl.trainer.utils._use_triton = lambda device: True
