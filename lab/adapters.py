@@ -35,7 +35,6 @@ class MeasuringCopy:
                 shared[id(parameter)] = parameter
             else:
                 own[name] = parameter
-        self.base = base
         self._pristine = own
         self.model = copy.deepcopy(base.model, shared)  # what is in this memo is not copied
 

@@ -68,14 +68,7 @@ def _done(folder: Path) -> list[Path]:
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    def execute(sweep: sweeps.SweepPlan, notify: Any) -> None:
-        sweeps.quiet()
-        bases = run.Bases()
-        for plan in sweep.todo():
-            run.run_cell(plan, bases)
-            notify(plan.cell.id, "finished", ())
-
-    monkeypatch.setattr(sweeps, "execute", execute)
+    monkeypatch.setattr(sweeps, "execute", toys.execute)
 
 
 def _finish(words: list[str]) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lab import cli, generate, run, store, track
+from lab import cli, generate, store, track
 from lab import sweep as sweeps
 from lab.types import InfrastructureError
 from tests import toys
@@ -41,14 +41,6 @@ def _marked(folder: Path) -> dict[str, Path]:
     return data
 
 
-def _in_process(sweep: sweeps.SweepPlan, notify: Any) -> None:
-    sweeps.quiet()
-    bases = run.Bases()
-    for plan in sweep.todo():
-        run.run_cell(plan, bases)
-        notify(plan.cell.id, "finished", ())
-
-
 def _texts(path: Path) -> bytes:
     """What a reader of the file can see: Parquet's columns are compressed."""
     if path.suffix == ".parquet":
@@ -60,7 +52,7 @@ def _texts(path: Path) -> bytes:
 def test_the_offline_mirror_is_written_resumes_and_holds_no_text(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sweeps, "execute", _in_process)
+    monkeypatch.setattr(sweeps, "execute", toys.execute)
     answer = generate.TransformersEngine._response
 
     def marked(engine: Any, prompt: Any, ids: list[int]) -> Any:
